@@ -1,0 +1,264 @@
+"""A crystal as its asymmetric unit, and the way to and from a pymatgen Structure.
+
+A crystal is a space group, six lattice parameters and one row per orbit: element, Wyckoff position
+and the fractional coordinates of one representative atom in the conventional cell.
+
+Lattice. With the conventional lattice vectors as rows of L, the polar form L = exp(S) Q leaves the
+symmetric S = ½ log(L Lᵀ), written S = Σ kᵢ Bᵢ with the six matrices of `LATTICE_BASIS`. Each crystal
+family fixes some of the k (Ruple et al. 2026, after DiffCSP++); the others are free real numbers.
+
+Representative. Of the orbit's atoms that lie on the tabulated first representative of the Wyckoff
+position, the one nearest (½, ½, ½): equivalent crystals in one setting get one description.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import moyopy
+import numpy as np
+from numpy.typing import NDArray
+from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.core.periodic_table import Element
+
+from symmbfn.errors import SymmBFNError
+from symmbfn.wyckoff import FloatArray, IntArray, SpaceGroup, lattice_family, space_group
+
+LATTICE_BASIS: FloatArray = np.array(
+    [
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]],
+        [[0, 0, 1], [0, 0, 0], [1, 0, 0]],
+        [[0, 0, 0], [0, 0, 1], [0, 1, 0]],
+        [[1, 0, 0], [0, -1, 0], [0, 0, 0]],
+        [[1, 0, 0], [0, 1, 0], [0, 0, -2]],
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    ],
+    dtype=float,
+)
+# (6 families, 6): which k are free, and the value of those that are not
+LATTICE_FREE: NDArray[np.bool_] = np.array(
+    [
+        [1, 1, 1, 1, 1, 1],
+        [0, 1, 0, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 0, 1],
+    ],
+    dtype=bool,
+)
+LATTICE_FIXED: FloatArray = np.zeros((6, 6))
+LATTICE_FIXED[4, 0] = -np.log(3) / 4  # γ = 120°
+
+_FALLBACK_SYMPRECS = (0.03, 0.01, 1e-3)
+_CELLS: FloatArray = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))
+_ON_POSITION = 1e-3  # fractional; positions are refined by moyopy first
+_TIE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Crystal:
+    """An asymmetric unit of N orbits.
+
+    Attributes:
+        space_group: International number, 1-230.
+        lattice: (6,) k-parameters of the conventional cell (lengths in Å).
+        species: (N,) atomic numbers.
+        letters: (N,) Wyckoff positions, 0 = a.
+        frac_coords: (N, 3) representatives, fractions of the conventional cell.
+    """
+
+    space_group: int
+    lattice: FloatArray
+    species: IntArray
+    letters: IntArray
+    frac_coords: FloatArray
+
+    @property
+    def num_atoms(self) -> int:
+        """Atoms in the primitive cell."""
+        group = space_group(self.space_group)
+        return int(group.primitive_multiplicities[self.letters].sum())
+
+    @property
+    def composition(self) -> Composition:
+        """Contents of the primitive cell."""
+        counts: dict[str, float] = {}
+        multiplicities = space_group(self.space_group).primitive_multiplicities[self.letters]
+        for number, count in zip(self.species, multiplicities, strict=True):
+            symbol = Element.from_Z(int(number)).symbol
+            counts[symbol] = counts.get(symbol, 0) + int(count)
+        return Composition(counts)
+
+    @property
+    def formula(self) -> str:
+        """Reduced formula, such as Fe2O3."""
+        return self.composition.reduced_formula
+
+    @classmethod
+    def from_structure(cls, structure: Structure, symprec: float = 0.1) -> "Crystal":
+        """Symmetrise a structure and keep its asymmetric unit.
+
+        A structure whose symmetry cannot be made exact at `symprec` (Å) is tried again with
+        tighter tolerances.
+
+        Raises:
+            SymmBFNError: no symmetry is found, or a site is not one whole element.
+        """
+        if not structure.is_ordered:
+            raise SymmBFNError(
+                f"{structure.formula} has partly occupied sites: give an ordered structure"
+            )
+        numbers = list(structure.atomic_numbers)
+        cell = moyopy.Cell(
+            structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), numbers
+        )
+        reason: Exception | None = None
+        for tolerance in (symprec, *(t for t in _FALLBACK_SYMPRECS if t < symprec)):
+            try:
+                return cls._from_dataset(_dataset(cell, tolerance), numbers)
+            except ValueError as error:  # moyopy raises it as well
+                reason = error
+        raise SymmBFNError(f"no symmetry found for {structure.formula}: {reason}")
+
+    @classmethod
+    def _from_dataset(cls, dataset: Any, numbers: Sequence[int]) -> "Crystal":
+        group = space_group(dataset.number)
+        primitive = dataset.prim_std_cell
+        to_conventional = np.asarray(primitive.basis) @ np.linalg.inv(dataset.std_cell.basis)
+        positions = np.asarray(primitive.positions) @ to_conventional
+
+        first_atoms = {orbit: atom for atom, orbit in reversed(list(enumerate(dataset.orbits)))}
+        letters, coords, species = [], [], []
+        for atom in sorted(first_atoms.values()):
+            letter = _letter_index(dataset.wyckoffs[atom])
+            point = positions[dataset.mapping_std_prim[atom]]
+            letters.append(letter)
+            coords.append(canonical_representative(group, letter, point))
+            species.append(numbers[atom])
+        crystal = cls(
+            space_group=group.number,
+            lattice=lattice_to_k(np.asarray(dataset.std_cell.basis), group.family),
+            species=np.array(species),
+            letters=np.array(letters),
+            frac_coords=np.array(coords),
+        )
+        if crystal.num_atoms != len(positions):
+            raise ValueError(
+                f"orbits of {crystal.num_atoms} atoms for a primitive cell of {len(positions)}"
+            )
+        return crystal.with_centred_origin()
+
+    def with_centred_origin(self) -> "Crystal":
+        """Along polar axes the origin is free: put the representatives' circular mean at ½."""
+        group = space_group(self.space_group)
+        if not group.polar.any():
+            return self
+        angles = 2 * np.pi * self.frac_coords
+        weights = group.multiplicities[self.letters, None]
+        mean = np.angle((weights * np.exp(1j * angles)).sum(0)) / (2 * np.pi)
+        shift = np.where(group.polar, 0.5 - mean, 0.0)
+        return self._moved(group, np.eye(3), shift, np.arange(group.num_positions))
+
+    def equivalents(self) -> list["Crystal"]:
+        """Every description of this crystal in the standard setting, itself first.
+
+        One for each coset of the Euclidean normalizer: the same crystal, or its mirror image.
+        """
+        group = space_group(self.space_group)
+        moved = [
+            self._moved(group, rotation, shift, letter_map)
+            for rotation, shift, letter_map in zip(
+                group.normalizer, group.normalizer_shifts, group.letter_maps, strict=True
+            )
+        ]
+        return [self, *(crystal.with_centred_origin() for crystal in moved[1:])]
+
+    def _moved(
+        self, group: SpaceGroup, rotation: FloatArray, shift: FloatArray, letter_map: IntArray
+    ) -> "Crystal":
+        letters = letter_map[self.letters]
+        points = self.frac_coords @ rotation.T + shift
+        coords = [
+            canonical_representative(group, int(letter), point)
+            for letter, point in zip(letters, points, strict=True)
+        ]
+        return Crystal(self.space_group, self.lattice, self.species, letters, np.array(coords))
+
+    def to_structure(self) -> Structure:
+        """The primitive cell, sites grouped by orbit."""
+        return to_structures([self])[0]
+
+
+def to_structures(crystals: Iterable[Crystal]) -> list[Structure]:
+    """Primitive cells of many crystals; sites are grouped by orbit."""
+    structures = []
+    for crystal in crystals:
+        group = space_group(crystal.space_group)
+        operations = np.concatenate([group.expansions[letter] for letter in crystal.letters])
+        counts = group.primitive_multiplicities[crystal.letters]
+        points = np.repeat(crystal.frac_coords, counts, axis=0)
+        atoms = np.einsum("nij,nj->ni", group.rotations[operations], points)
+        atoms += group.translations[operations]
+        lattice = group.primitive @ k_to_lattice(crystal.lattice)
+        structures.append(
+            Structure(
+                Lattice(lattice),
+                [_element(int(z)) for z in np.repeat(crystal.species, counts)],
+                (atoms @ np.linalg.inv(group.primitive)) % 1,
+            )
+        )
+    return structures
+
+
+def lattice_to_k(matrix: FloatArray, family: int) -> FloatArray:
+    """(6,) parameters of a (3, 3) lattice (rows, Å); those its family fixes are set exactly."""
+    values, vectors = np.linalg.eigh(matrix @ matrix.T)
+    s = (vectors * (0.5 * np.log(values))) @ vectors.T
+    norms = (LATTICE_BASIS**2).sum((1, 2))
+    k = (LATTICE_BASIS * s).sum((1, 2)) / norms
+    return np.where(LATTICE_FREE[family], k, LATTICE_FIXED[family])
+
+
+def k_to_lattice(k: FloatArray) -> FloatArray:
+    """(3, 3) conventional lattice (rows, Å) exp(S) of (6,) parameters."""
+    values, vectors = np.linalg.eigh(np.tensordot(k, LATTICE_BASIS, 1))
+    return (vectors * np.exp(values)) @ vectors.T
+
+
+def canonical_representative(group: SpaceGroup, letter: int, point: FloatArray) -> FloatArray:
+    """(3,) atom of the orbit of `point` on the tabulated position `letter`, nearest the centre.
+
+    Raises:
+        ValueError: no atom of the orbit lies on that position.
+    """
+    projector, offset = group.projectors[letter], group.offsets[letter]
+    images = ((group.rotations @ point + group.translations) % 1)[:, None] + _CELLS
+    images = images.reshape(-1, 3)
+    projected = images @ projector.T + offset
+    on_position = np.abs(projected - images).max(1) < _ON_POSITION
+    if not on_position.any():
+        raise ValueError(f"no atom of {point.round(4).tolist()} on position {letter}")
+    candidates = projected[on_position]
+    distances = ((candidates - 0.5) ** 2).sum(1)
+    nearest = candidates[distances < distances.min() + _TIE]
+    rounded = (nearest / _TIE).round()
+    return nearest[np.lexsort(rounded.T[::-1])[0]]
+
+
+def _dataset(cell: Any, symprec: float) -> Any:
+    return moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
+
+
+def _letter_index(letter: str) -> int:
+    return 26 if letter == "A" else ord(letter) - ord("a")
+
+
+_ELEMENTS: dict[int, Element] = {}
+
+
+def _element(number: int) -> Element:
+    if number not in _ELEMENTS:
+        _ELEMENTS[number] = Element.from_Z(number)
+    return _ELEMENTS[number]
