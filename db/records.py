@@ -1,0 +1,247 @@
+"""Writing rows: campaigns, batches, candidates, verdicts; each write twice is the same as once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from db.documents import Document, content_hash, structure_from_dict, structure_to_dict
+from db.errors import DatabaseError
+from db.models import (
+    Base,
+    Batch,
+    Campaign,
+    Candidate,
+    CandidateElement,
+    Checkpoint,
+    Potential,
+    Provenance,
+    Reference,
+    Relaxation,
+    Stability,
+)
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+ADD_LOCK = 5_266_239
+"""PostgreSQL advisory lock held while candidates are compared and added."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """A stored crystal that may be the same as another one."""
+
+    candidate_id: int
+    fingerprint: str
+    structure: Structure
+
+
+
+def get_or_insert[Row: Base](session: Session, row: Row, *key: str) -> Row:
+    """Return the stored row with the same unique key, or store this one."""
+    kind = type(row)
+    same = select(kind).where(*(getattr(kind, name) == getattr(row, name) for name in key))
+    stored = session.scalar(same)
+    if stored is not None:
+        return stored
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # another process stored it a moment ago (PostgreSQL)
+        stored = session.scalar(same)
+        if stored is None:
+            raise
+        return stored
+    return row
+
+
+def get_or_create_campaign(
+    session: Session,
+    idempotency_key: str,
+    *,
+    name: str,
+    config: Document,
+    seed: int,
+    code_version: str,
+) -> Campaign:
+    """Find the campaign of this key, or start it.
+
+    Raises:
+        DatabaseError: when the key belongs to a campaign with another configuration or seed.
+    """
+    wanted = Campaign(
+        idempotency_key=idempotency_key,
+        name=name,
+        config=config,
+        seed=seed,
+        code_version=code_version,
+    )
+    campaign = get_or_insert(session, wanted, "idempotency_key")
+    if content_hash([campaign.config, campaign.seed]) != content_hash([config, seed]):
+        raise DatabaseError(
+            f"idempotency key {idempotency_key!r} belongs to campaign {campaign.name!r}, which "
+            "has another configuration: choose another key or repeat that configuration"
+        )
+    return campaign
+
+
+def register_checkpoint(session: Session, checkpoint: Checkpoint) -> Checkpoint:
+    """Store a checkpoint, known by its sha256."""
+    return get_or_insert(session, checkpoint, "sha256")
+
+
+def register_potential(session: Session, potential: Potential) -> Potential:
+    """Store a potential, known by name, sha256 of its weights, and dtype."""
+    return get_or_insert(session, potential, "name", "weights_sha256", "dtype")
+
+
+def register_reference(session: Session, reference: Reference) -> Reference:
+    """Store a hull or a set of known structures, known by its sha256."""
+    return get_or_insert(session, reference, "sha256")
+
+
+def add_batch(session: Session, batch: Batch) -> Batch:
+    """Store a batch, known by campaign and number; add its candidates in the same transaction."""
+    return get_or_insert(session, batch, "campaign_id", "number")
+
+
+def batch_numbers(session: Session, campaign_id: int) -> set[int]:
+    """Numbers of the batches that a campaign already has, each of them complete."""
+    return set(session.scalars(select(Batch.number).where(Batch.campaign_id == campaign_id)))
+
+
+def candidates_like(session: Session, structure: Structure, fingerprint: str) -> list[Like]:
+    """Stored candidates of the same reduced formula, equal fingerprints first.
+
+    They are as generated. The caller judges which, if any, is the same crystal, and then calls
+    ``add_candidate`` in the same transaction; until its end nobody else can add one.
+    """
+    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer anyway
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADD_LOCK})
+    rows = session.execute(
+        select(Candidate.id, Candidate.fingerprint, Candidate.structure)
+        .where(Candidate.chemical_formula_reduced == _reduced_formula(structure))
+        .order_by(Candidate.fingerprint != fingerprint, Candidate.id)
+    )
+    return [Like(row.id, row.fingerprint, structure_from_dict(row.structure)) for row in rows]
+
+
+def relaxed_like(
+    session: Session, structure: Structure, *, potential_id: int, before: int
+) -> list[Like]:
+    """Relaxed crystals, by the same potential, of candidates older than row ``before``.
+
+    Only the same reduced formula; the caller judges. A candidate is unique when none of these
+    matches, which gives the same answer whatever the order in which verdicts are made.
+    """
+    rows = session.execute(
+        select(Candidate.id, Candidate.fingerprint, Relaxation.structure)
+        .join(Relaxation, Relaxation.candidate_id == Candidate.id)
+        .where(
+            Candidate.chemical_formula_reduced == _reduced_formula(structure),
+            Candidate.id < before,
+            Relaxation.potential_id == potential_id,
+            Relaxation.status == "converged",
+        )
+        .order_by(Candidate.id, Relaxation.id)
+    )
+    return [Like(row.id, row.fingerprint, structure_from_dict(row.structure)) for row in rows]
+
+
+def add_candidate(
+    session: Session,
+    structure: Structure,
+    *,
+    batch_id: int,
+    batch_index: int,
+    space_group: int | None,
+    fingerprint: str,
+    space_group_drawn: int | None = None,
+    same_as: int | None = None,
+    invalid_reason: str | None = None,
+) -> int:
+    """Store one generated crystal with its provenance; the same batch and index only once.
+
+    Args:
+        structure: as generated.
+        space_group: number found in the finished crystal.
+        same_as: row of the candidate that it was judged to be the same crystal as.
+        invalid_reason: why it is not worth relaxing, if it is not.
+
+    Returns:
+        The candidate's row number.
+
+    Raises:
+        DatabaseError: when a coordinate is not finite.
+    """
+    stored = session.get(Provenance, (batch_id, batch_index))
+    if stored is not None:
+        return stored.candidate_id
+    document = structure_to_dict(structure)
+    if same_as is None:
+        composition = structure.composition
+        elements = sorted({element.symbol for element in composition.elements})
+        candidate = Candidate(
+            structure=document,
+            formula_pretty=composition.reduced_formula,
+            chemical_formula_reduced=_reduced_formula(structure),
+            chemsys="-".join(elements),
+            nelements=len(elements),
+            nsites=len(structure),
+            space_group=space_group,
+            fingerprint=fingerprint,
+            state="generated" if invalid_reason is None else "invalid",
+            reason=invalid_reason,
+        )
+        session.add(candidate)
+        session.flush()
+        same_as = candidate.id
+        session.add_all(CandidateElement(candidate_id=same_as, element=e) for e in elements)
+    session.add(
+        Provenance(
+            batch_id=batch_id,
+            batch_index=batch_index,
+            candidate_id=same_as,
+            structure_sha256=content_hash(document),
+            space_group_drawn=space_group_drawn,
+        )
+    )
+    session.flush()
+    return same_as
+
+
+def record_stability(session: Session, stability: Stability) -> Stability:
+    """Store a verdict; the candidate becomes ``screened``, or ``quarantined`` if that is it.
+
+    The newest verdict on a candidate is the one that tables and filters show.
+    """
+    state = "quarantined" if stability.verdict == "quarantined" else "screened"
+    session.execute(
+        update(Candidate)
+        .where(
+            Candidate.id == Relaxation.candidate_id,
+            Relaxation.id == stability.relaxation_id,
+            Candidate.state != "invalid",
+        )
+        .values(state=state)
+        .execution_options(synchronize_session=False)
+    )
+    return get_or_insert(
+        session, stability, "relaxation_id", "hull_id", "known_id", "settings_hash"
+    )
+
+
+def _reduced_formula(structure: Structure) -> str:
+    """Reduced formula with the elements in alphabetical order (OPTIMADE): O2Si."""
+    amounts = structure.composition.element_composition.to_reduced_dict
+    return "".join(
+        f"{symbol}{'' if amount == 1 else format(amount, 'g')}"
+        for symbol, amount in sorted(amounts.items())
+    )
+
+
