@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from db.errors import DatabaseError
 
 if TYPE_CHECKING:
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
 Document = dict[str, Any]
 
@@ -57,6 +57,6 @@ def structure_to_dict(structure: Structure) -> Document:
 
 def structure_from_dict(document: Mapping[str, Any]) -> Structure:
     """Rebuild the pymatgen structure that ``structure_to_dict`` wrote."""
-    from pymatgen.core import Structure  # slow to import
+    from pymatgen.core.structure import Structure  # slow to import
 
     return Structure.from_dict(dict(document))

@@ -16,12 +16,13 @@ from sqlalchemy.orm import Session
 
 from db.documents import Document, content_hash, structure_from_dict
 from db.errors import StaleLeaseError
+from db.fields import drawn_in
 from db.ids import material_id
-from db.models import Batch, Candidate, Provenance, Relaxation, utc_now
+from db.models import Candidate, Relaxation, utc_now
 from db.records import get_or_insert
 
 if TYPE_CHECKING:
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Claim:
     candidate_id: int
     fence: int
     structure: Structure
-
 
 
 def _now(session: Session) -> datetime:
@@ -44,17 +44,12 @@ def _now(session: Session) -> datetime:
 
 def _unrelaxed(campaign_id: int, potential_id: int, settings: Document) -> ColumnElement[bool]:
     """Candidates of a campaign that this potential has not relaxed with these settings."""
-    drawn = exists().where(
-        Provenance.candidate_id == Candidate.id,
-        Provenance.batch_id == Batch.id,
-        Batch.campaign_id == campaign_id,
-    )
     relaxed = exists().where(
         Relaxation.candidate_id == Candidate.id,
         Relaxation.potential_id == potential_id,
         Relaxation.settings_hash == content_hash(settings),
     )
-    return drawn & ~relaxed & (Candidate.state != "invalid")
+    return drawn_in(campaign_id) & ~relaxed & (Candidate.state != "invalid")
 
 
 def claim(

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     DateTime,
     Dialect,
@@ -23,7 +24,13 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    mapped_column,
+    relationship,
+)
 
 from db.documents import Document, content_hash
 
@@ -130,9 +137,7 @@ class Checkpoint(Base):
     name: Mapped[str]
     """A shipped name or the folder that it was loaded from."""
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"), default=None)
-    training_set_id: Mapped[int | None] = mapped_column(
-        ForeignKey("training_set.id"), default=None
-    )
+    training_set_id: Mapped[int | None] = mapped_column(ForeignKey("training_set.id"), default=None)
     metrics: Mapped[Document] = mapped_column(default_factory=dict)
     promoted_at: Mapped[datetime | None] = mapped_column(default=None)
     rejected_reason: Mapped[str | None] = mapped_column(default=None)
@@ -177,7 +182,7 @@ class Campaign(Base):
     idempotency_key: Mapped[str] = mapped_column(unique=True)
     name: Mapped[str] = mapped_column(index=True)
     config: Mapped[Document]
-    seed: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
     code_version: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)
 
@@ -193,7 +198,7 @@ class Batch(Base):
     number: Mapped[int]
     checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
     conditions: Mapped[Document]
-    seed: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
     size: Mapped[int]
     """Crystals asked for: what fractions such as S.U.N. are fractions of."""
     steps: Mapped[int | None] = mapped_column(default=None)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, select
+from sqlalchemy import ColumnElement, Select, case, exists, func, inspect, select
 from sqlalchemy.orm import Session, selectinload
 
 from db import filters
 from db.documents import Document, content_hash, structure_from_dict
-from db.errors import DatabaseError
+from db.errors import DatabaseError, FilterError
+from db.fields import FIELDS, LIST_FIELDS, candidate_rows, drawn_in
 from db.ids import candidate_id, material_id
 from db.leases import Claim, claim, record_relaxation, release, renew, unfinished
 from db.models import Base, Batch, Candidate, Provenance, Relaxation, Stability
@@ -35,7 +37,7 @@ from db.records import (
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
 __all__ = [
     "Claim",
@@ -108,6 +110,35 @@ def unscreened(
         known_id: the known structures of the verdict.
         settings: the settings of the verdict (``Stability.settings``).
     """
+    judged = exists().where(
+        Stability.relaxation_id == Relaxation.id,
+        Stability.hull_id == hull_id,
+        Stability.known_id == known_id,
+        Stability.settings_hash == content_hash(settings),
+    )
+    rows = session.execute(
+        select(
+            Relaxation.id,
+            Candidate.id,
+            Relaxation.structure,
+            Relaxation.energy_per_atom,
+        )
+        .join(Candidate, Candidate.id == Relaxation.candidate_id)
+        .where(
+            drawn_in(campaign_id),
+            Relaxation.potential_id == potential_id,
+            Relaxation.settings_hash == content_hash(relax_settings),
+            Relaxation.status == "converged",
+            Relaxation.structure.is_not(None),
+            Relaxation.energy_per_atom.is_not(None),
+            ~judged,
+        )
+        .order_by(Candidate.id)
+    )
+    return [
+        Relaxed(relaxation, candidate, structure_from_dict(structure or {}), energy or 0.0)
+        for relaxation, candidate, structure, energy in rows.tuples()
+    ]
 
 
 def candidates(
@@ -121,20 +152,42 @@ def candidates(
     Args:
         session: an open session.
         filter: text in the OPTIMADE language (``filters.parse``); None for all.
-        sort: a field; ``-field`` for descending. Unknown values come last.
+        sort: a field, ``-field`` for descending; by default ``energy_above_hull``. Unknown
+            values come last, equal ones in the order of their ids.
         limit: at most so many rows.
+
+    Returns:
+        Energies in eV/atom. Unknown values are NaN in columns of floats and ``pandas.NA`` in
+        those of integers and booleans. ``campaign`` names all campaigns that drew the crystal.
 
     Raises:
         FilterError: when the filter or the sort field is not understood.
     """
+    import pandas as pd  # slow to import
+
+    columns = {name: field.column for name, field in FIELDS.items()}
+    columns["campaign"] = LIST_FIELDS["campaign"].joined()
+    labelled = [column.label(name) for name, column in columns.items()]
+    rows = session.execute(_ordered(candidate_rows(*labelled), filter, sort, limit)).tuples().all()
+    frame = pd.DataFrame(rows, columns=list(columns))
+    types = {
+        "text": "object",
+        "integer": "Int64",
+        "number": "float64",
+        "boolean": "boolean",
+    }
+    return frame.astype({name: types[field.kind] for name, field in FIELDS.items()})
 
 
-def candidate(session: Session, material_id: str) -> dict[str, Any]:
-    """Everything known of one candidate, back to checkpoint, seed, conditions and settings.
-
-    Raises:
-        DatabaseError: when there is no such candidate.
-    """
+def _ordered(
+    rows: Select[Any], filter: str | None, sort: str | None, limit: int | None
+) -> Select[Any]:
+    if limit is not None and limit < 0:
+        raise FilterError(f"limit {limit} is negative: give a number of rows")
+    if filter is not None:
+        rows = rows.where(filters.parse(filter))
+    order = filters.sort_field(sort or "energy_above_hull")
+    return rows.order_by(order, Candidate.id).limit(limit)
 
 
 def structures(
@@ -143,7 +196,61 @@ def structures(
     sort: str | None = None,
     limit: int | None = None,
 ) -> Iterator[Stored]:
-    """The crystals of ``candidates`` with the same arguments, one by one, relaxed where relaxed."""
+    """Yield the crystals of ``candidates`` with the same arguments, relaxed where relaxed."""
+    table = candidates(session, filter, sort, limit)
+    for row in table.to_dict(orient="records"):
+        number = candidate_id(row["material_id"])
+        relaxed, drawn = session.execute(
+            candidate_rows(Relaxation.structure, Candidate.structure).where(Candidate.id == number)
+        ).one()
+        yield Stored(row["material_id"], structure_from_dict(relaxed or drawn), row)
+
+
+def candidate(session: Session, material_id: str) -> dict[str, Any]:
+    """Everything known of one candidate, back to checkpoint, seed, conditions and settings.
+
+    Returns:
+        Plain JSON values: the columns of the candidate, ``provenance`` (each with ``batch``,
+        ``campaign`` and ``checkpoint``), and ``relaxations`` (each with ``potential``,
+        ``dft_calculations``, and ``stabilities``, which have ``hull`` and ``known``).
+
+    Raises:
+        DatabaseError: when there is no such candidate.
+    """
+    drawn = selectinload(Candidate.provenance).joinedload(Provenance.batch)
+    relaxed = selectinload(Candidate.relaxations)
+    judged = relaxed.selectinload(Relaxation.stabilities)
+    row = session.get(
+        Candidate,
+        candidate_id(material_id),
+        options=[
+            drawn.joinedload(Batch.campaign),
+            drawn.joinedload(Batch.checkpoint),
+            relaxed.joinedload(Relaxation.potential),
+            relaxed.selectinload(Relaxation.dft_calculations),
+            judged.joinedload(Stability.hull),
+            judged.joinedload(Stability.known),
+        ],
+    )
+    if row is None:
+        raise DatabaseError(
+            f"no candidate {material_id} in this database: list them with `symmbfn candidates`"
+        )
+    return {"material_id": material_id, **_document(row)}
+
+
+def _document(row: Base) -> dict[str, Any]:
+    """Turn a row, and the rows loaded with it, into plain JSON values."""
+    state = inspect(row)
+    document: dict[str, Any] = {}
+    for key, value in state.dict.items():
+        if isinstance(value, Base):
+            document[key] = _document(value)
+        elif key in state.mapper.relationships and isinstance(value, list):
+            document[key] = [_document(one) for one in value]
+        elif key in state.mapper.column_attrs:
+            document[key] = value.isoformat() if isinstance(value, datetime) else value
+    return document
 
 
 def campaign_counts(session: Session, campaign_id: int) -> dict[str, int]:
@@ -151,10 +258,40 @@ def campaign_counts(session: Session, campaign_id: int) -> dict[str, int]:
 
     ``generated`` (asked of the sampler), ``valid``, ``distinct`` (candidates), ``relaxed``
     (converged), ``failed``, ``not_assessable``, ``quarantined``, ``stable``, ``metastable``,
-    ``unique``, ``novel``, ``sun`` (stable, unique and novel), ``msun`` (metastable instead of stable).
-    Each candidate counts once, however often it was drawn.
+    ``unique``, ``novel``, ``sun`` (stable, unique and novel), ``msun`` (metastable, unique and
+    novel). From ``distinct`` on each candidate counts once, however often it was drawn.
     """
+    of_campaign = Batch.campaign_id == campaign_id
+    generated = session.scalar(select(func.sum(Batch.size)).where(of_campaign))
+    valid = session.scalar(
+        select(func.count())
+        .select_from(Provenance)
+        .join(Batch)
+        .join(Candidate)
+        .where(of_campaign, Candidate.state != "invalid")
+    )
+    new = Stability.is_unique & Stability.is_novel
+    conditions: dict[str, ColumnElement[Any]] = {
+        "relaxed": Relaxation.status == "converged",
+        "failed": Relaxation.status != "converged",
+        "not_assessable": Stability.verdict == "not_assessable",
+        "quarantined": Stability.verdict == "quarantined",
+        "stable": Stability.is_stable.expression,
+        "metastable": Stability.is_metastable.expression,
+        "unique": Stability.is_unique.expression,
+        "novel": Stability.is_novel.expression,
+        "sun": Stability.is_stable & new,
+        "msun": Stability.is_metastable & new,
+    }
+    counts = [func.count(case((condition, 1))) for condition in conditions.values()]
+    row = session.execute(candidate_rows(func.count(), *counts).where(drawn_in(campaign_id))).one()
+    funnel = {"generated": generated or 0, "valid": valid or 0}
+    return funnel | dict(zip(["distinct", *conditions], row, strict=True))
 
 
 def table_counts(session: Session) -> dict[str, int]:
     """Number of rows of every table, by its name."""
+    return {
+        table.name: session.execute(select(func.count()).select_from(table)).scalar_one()
+        for table in Base.metadata.sorted_tables
+    }

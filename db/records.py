@@ -26,7 +26,7 @@ from db.models import (
 )
 
 if TYPE_CHECKING:
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
 ADD_LOCK = 5_266_239
 """PostgreSQL advisory lock held while candidates are compared and added."""
@@ -39,7 +39,6 @@ class Like:
     candidate_id: int
     fingerprint: str
     structure: Structure
-
 
 
 def get_or_insert[Row: Base](session: Session, row: Row, *key: str) -> Row:
@@ -243,5 +242,3 @@ def _reduced_formula(structure: Structure) -> str:
         f"{symbol}{'' if amount == 1 else format(amount, 'g')}"
         for symbol, amount in sorted(amounts.items())
     )
-
-

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import exc as sql
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from db.errors import DatabaseError, SchemaError
 
 DEFAULT_URL = "sqlite:///symmbfn.db"
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_SECONDS = 60
+"""How long a SQLite transaction waits for another process to finish writing."""
+MIGRATION_LOCK = 5_266_240
+"""PostgreSQL advisory lock held while the tables are made or upgraded."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +41,33 @@ class Database:
     def session(self, *, write: bool = True) -> Iterator[Session]:
         """One transaction: committed at the end, rolled back on an error.
 
+        On SQLite a writing transaction takes the write lock at its start and waits for it; taken
+        later, after reading, it could not be waited for ("database is locked").
+
         Args:
-            write: False for a transaction that only reads; it never waits for a writer.
+            write: False for a transaction that only reads; it waits for nobody, and is rolled
+                back at its end. Rows stay usable after the session, but load nothing more.
 
         Raises:
             DatabaseError: when the database is lost, full, or locked for longer than a minute.
         """
-        yield Session()
+        with (
+            _translated(self.url),
+            Session(_view(self.engine, write), expire_on_commit=False) as session,
+        ):
+            with session.begin() as transaction:
+                yield session
+                if not write:
+                    transaction.rollback()
+
+    def revision(self) -> str:
+        """The schema revision that the tables have."""
+        with self.session(write=False) as session:
+            return _revision(session.connection()) or ""
+
+    def close(self) -> None:
+        """Close the connections that wait for reuse."""
+        self.engine.dispose()
 
 
 def open_database(url: str | None = None, *, create: bool = True) -> Database:
@@ -48,4 +82,171 @@ def open_database(url: str | None = None, *, create: bool = True) -> Database:
         DatabaseError: bad URL, missing file or server, a file that is no database of ours, or
             one of a newer schema, which is left untouched.
     """
-    raise NotImplementedError
+    place = _parse_url(url or os.environ.get("SYMMBFN_DB") or DEFAULT_URL)
+    file = _sqlite_file(place)
+    if file is not None:
+        _check_file(file, create)
+    engine = _create_engine(place)
+    database = Database(engine)
+    with _translated(database.url):
+        _migrate(engine, database.url)
+    return database
+
+
+def _parse_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except (sql.ArgumentError, ValueError) as error:
+        raise DatabaseError(
+            f"{_without_password(text)!r} is not the URL of a database: "
+            "write sqlite:///file.db or postgresql://user@host/name"
+        ) from error
+    kind = url.get_backend_name()
+    if kind in ("postgres", "postgresql"):
+        return url.set(drivername="postgresql+psycopg")
+    if kind != "sqlite":
+        raise DatabaseError(
+            f"{kind!r} is not a kind of database that is supported: "
+            "write sqlite:///file.db or postgresql://user@host/name"
+        )
+    return url
+
+
+def _without_password(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    return scheme + separator + rest.rpartition("@")[2] if separator else text
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(url.database)
+
+
+def _check_file(file: Path, create: bool) -> None:
+    """Refuse, without writing, a SQLite file that we cannot use."""
+    if file.is_dir():
+        raise DatabaseError(f"{file} is a folder, not a database: name a file in it")
+    if not file.exists():
+        if not create:
+            raise DatabaseError(
+                f"no database at {file}: run `symmbfn discover` to make one, or name another "
+                "with --db"
+            )
+        if not file.absolute().parent.is_dir():
+            raise DatabaseError(f"the folder of {file} does not exist: make it first")
+        return
+    try:
+        with file.open("rb") as stream:
+            header = stream.read(16)
+    except OSError as error:
+        raise DatabaseError(
+            f"{file} cannot be read ({error.strerror}): check its access"
+        ) from error
+    if header and header != b"SQLite format 3\0":
+        raise SchemaError(f"{file} is not a SQLite database: name another file with --db")
+    if header:
+        uri = f"file:{quote(str(file.absolute()))}?mode=ro"
+        reader = create_engine(
+            "sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=NullPool
+        )
+        with _translated(str(file)), reader.connect() as connection:
+            _check_revision(_revision(connection), str(file))
+
+
+def _create_engine(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        try:
+            return create_engine(url, pool_pre_ping=True)
+        except ImportError as error:
+            raise DatabaseError(
+                "PostgreSQL needs the psycopg package: install it with `uv sync --extra postgresql`"
+            ) from error
+    # A connection for each transaction: nothing is shared between threads or forked processes.
+    pool: dict[str, Any] = {} if _sqlite_file(url) is None else {"poolclass": NullPool}
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **pool)
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # we begin transactions ourselves
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("symmbfn_write", True)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _view(engine: Engine, write: bool) -> Engine:
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(postgresql_readonly=not write)
+    return engine.execution_options(symmbfn_write=write)
+
+
+def _revision(connection: Connection) -> str | None:
+    """The revision of the tables; None when there are none, "" when they are not ours."""
+    tables = inspect(connection).get_table_names()
+    if "alembic_version" not in tables:
+        return "" if tables else None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
+
+
+def _known_revisions() -> list[str]:
+    """All revisions, oldest first; each is a file ``NNNN_what.py`` and named by its number."""
+    return sorted(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*_*.py"))
+
+
+def _check_revision(revision: str | None, where: str) -> None:
+    if revision == "":
+        raise SchemaError(f"{where} holds tables of another program: name an empty database")
+    if revision is not None and revision not in _known_revisions():
+        raise SchemaError(
+            f"{where} has schema {revision}, newer than the {_known_revisions()[-1]} of this "
+            "version: update symmbfn, or name another database; nothing was changed"
+        )
+
+
+def _migrate(engine: Engine, where: str) -> None:
+    newest = _known_revisions()[-1]
+    with _view(engine, write=False).connect() as connection:
+        revision = _revision(connection)
+    if revision == newest:
+        return
+    if engine.dialect.name == "sqlite":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")  # kept in the file
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        revision = _revision(connection)  # again: another process may have been faster
+        _check_revision(revision, where)
+        if revision == newest:
+            return
+        from alembic import command  # slow to import
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    """Turn what goes wrong in the database itself into one line; bugs of ours stay as they are."""
+    try:
+        yield
+    except sql.DBAPIError as error:
+        if not isinstance(error, sql.OperationalError | sql.InterfaceError) and (
+            type(error) is not sql.DatabaseError
+        ):
+            raise
+        reason = str(error.orig).strip().splitlines()[0]
+        raise DatabaseError(
+            f"the database {where} failed ({reason}): check that it is reachable, writable and "
+            "has space, then run the same command again; nothing half-done was kept"
+        ) from error

@@ -1,0 +1,165 @@
+"""What filters, sorting and tables know of a candidate, and the joins that it stands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    String,
+    cast,
+    exists,
+    func,
+    literal,
+    select,
+)
+from sqlalchemy.orm import aliased
+
+from db.ids import PREFIX
+from db.models import (
+    STATES,
+    VERDICTS,
+    Batch,
+    Campaign,
+    Candidate,
+    CandidateElement,
+    DftCalculation,
+    Potential,
+    Provenance,
+    Reference,
+    Relaxation,
+    Stability,
+)
+
+Kind = Literal["text", "integer", "number", "boolean"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value per candidate, NULL where it is not known."""
+
+    column: ColumnElement[Any]
+    kind: Kind
+    choices: tuple[str, ...] = ()
+    """The only values that it can have, where they are few."""
+
+
+@dataclass(frozen=True)
+class ListField:
+    """Several texts per candidate: the column ``value`` of the rows ``of_candidate`` chooses."""
+
+    value: ColumnElement[str]
+    of_candidate: ColumnElement[bool]
+
+    def any(self, condition: ColumnElement[bool]) -> ColumnElement[bool]:
+        """Say that at least one of the values fulfils the condition."""
+        return exists(literal(1)).where(self.of_candidate, condition)
+
+    def joined(self) -> ColumnElement[str]:
+        """All the values in one text, for tables."""
+        distinct = select(self.value.label("value")).where(self.of_candidate).distinct()
+        values = distinct.correlate(Candidate).subquery()
+        return select(func.aggregate_strings(values.c.value, ", ")).scalar_subquery()
+
+
+def _newest_verdict() -> ColumnElement[int | None]:
+    stability, relaxation = aliased(Stability), aliased(Relaxation)
+    return (
+        select(func.max(stability.id))
+        .join(relaxation, stability.relaxation_id == relaxation.id)
+        .where(relaxation.candidate_id == Candidate.id)
+        .correlate(Candidate)
+        .scalar_subquery()
+    )
+
+
+def _newest_relaxation() -> ColumnElement[int | None]:
+    relaxation = aliased(Relaxation)
+    return (
+        select(func.max(relaxation.id))
+        .where(relaxation.candidate_id == Candidate.id)
+        .correlate(Candidate)
+        .scalar_subquery()
+    )
+
+
+def _band_gap() -> ColumnElement[float | None]:
+    relaxation = aliased(Relaxation)
+    return (
+        select(DftCalculation.band_gap)
+        .join(relaxation, DftCalculation.relaxation_id == relaxation.id)
+        .where(relaxation.candidate_id == Candidate.id, DftCalculation.state == "completed")
+        .order_by(DftCalculation.id.desc())
+        .limit(1)
+        .correlate(Candidate)
+        .scalar_subquery()
+    )
+
+
+def candidate_rows(*columns: Any) -> Select[Any]:
+    """Select from candidates, each with its newest verdict and the relaxation that it judges.
+
+    A candidate without any verdict comes with its newest relaxation, or with neither.
+    """
+    return (
+        select(*columns)
+        .select_from(Candidate)
+        .outerjoin(Stability, Stability.id == _newest_verdict())
+        .outerjoin(
+            Relaxation,
+            Relaxation.id == func.coalesce(Stability.relaxation_id, _newest_relaxation()),
+        )
+        .outerjoin(Potential, Potential.id == Relaxation.potential_id)
+        .outerjoin(Reference, Reference.id == Stability.hull_id)
+    )
+
+
+def drawn_in(campaign_id: int) -> ColumnElement[bool]:
+    """Say that a campaign drew the candidate."""
+    return exists(literal(1)).where(
+        Provenance.candidate_id == Candidate.id,
+        Provenance.batch_id == Batch.id,
+        Batch.campaign_id == campaign_id,
+    )
+
+
+MATERIAL_ID = literal(PREFIX, String) + cast(Candidate.id, String)
+
+FIELDS: dict[str, Field] = {
+    "material_id": Field(MATERIAL_ID, "text"),
+    "formula_pretty": Field(Candidate.formula_pretty.expression, "text"),
+    "chemical_formula_reduced": Field(Candidate.chemical_formula_reduced.expression, "text"),
+    "chemsys": Field(Candidate.chemsys.expression, "text"),
+    "nelements": Field(Candidate.nelements.expression, "integer"),
+    "nsites": Field(Candidate.nsites.expression, "integer"),
+    "space_group": Field(
+        func.coalesce(Relaxation.space_group_after, Candidate.space_group), "integer"
+    ),
+    "state": Field(Candidate.state.expression, "text", STATES),
+    "verdict": Field(Stability.verdict.expression, "text", VERDICTS),
+    "energy_above_hull": Field(Stability.energy_above_hull.expression, "number"),
+    "formation_energy_per_atom": Field(Stability.formation_energy_per_atom.expression, "number"),
+    "energy_per_atom": Field(Relaxation.energy_per_atom.expression, "number"),
+    "band_gap": Field(_band_gap(), "number"),
+    "is_stable": Field(Stability.is_stable.expression, "boolean"),
+    "is_metastable": Field(Stability.is_metastable.expression, "boolean"),
+    "is_unique": Field(Stability.is_unique.expression, "boolean"),
+    "is_novel": Field(Stability.is_novel.expression, "boolean"),
+    "potential": Field(Potential.name.expression, "text"),
+    "hull": Field(Reference.name.expression, "text"),
+}
+
+LIST_FIELDS: dict[str, ListField] = {
+    "elements": ListField(
+        CandidateElement.element.expression,
+        CandidateElement.candidate_id == Candidate.id,
+    ),
+    "campaign": ListField(
+        Campaign.name.expression,
+        (Provenance.candidate_id == Candidate.id)
+        & (Batch.id == Provenance.batch_id)
+        & (Campaign.id == Batch.campaign_id),
+    ),
+}
