@@ -18,38 +18,19 @@ from typing import Any
 
 import moyopy
 import numpy as np
-from numpy.typing import NDArray
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.core.periodic_table import Element
 
 from symmbfn.errors import SymmBFNError
-from symmbfn.wyckoff import FloatArray, IntArray, SpaceGroup, lattice_family, space_group
-
-LATTICE_BASIS: FloatArray = np.array(
-    [
-        [[0, 1, 0], [1, 0, 0], [0, 0, 0]],
-        [[0, 0, 1], [0, 0, 0], [1, 0, 0]],
-        [[0, 0, 0], [0, 0, 1], [0, 1, 0]],
-        [[1, 0, 0], [0, -1, 0], [0, 0, 0]],
-        [[1, 0, 0], [0, 1, 0], [0, 0, -2]],
-        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-    ],
-    dtype=float,
+from symmbfn.wyckoff import (
+    LATTICE_BASIS,
+    LATTICE_FIXED,
+    LATTICE_FREE,
+    FloatArray,
+    IntArray,
+    SpaceGroup,
+    space_group,
 )
-# (6 families, 6): which k are free, and the value of those that are not
-LATTICE_FREE: NDArray[np.bool_] = np.array(
-    [
-        [1, 1, 1, 1, 1, 1],
-        [0, 1, 0, 1, 1, 1],
-        [0, 0, 0, 1, 1, 1],
-        [0, 0, 0, 0, 1, 1],
-        [0, 0, 0, 0, 1, 1],
-        [0, 0, 0, 0, 0, 1],
-    ],
-    dtype=bool,
-)
-LATTICE_FIXED: FloatArray = np.zeros((6, 6))
-LATTICE_FIXED[4, 0] = -np.log(3) / 4  # γ = 120°
 
 _FALLBACK_SYMPRECS = (0.03, 0.01, 1e-3)
 _CELLS: FloatArray = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))

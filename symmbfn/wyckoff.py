@@ -30,6 +30,33 @@ LATTICE_FAMILIES = (
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+# S = Σ kᵢ Bᵢ, with exp(S) the conventional lattice vectors as rows (see `symmbfn.crystal`)
+LATTICE_BASIS: FloatArray = np.array(
+    [
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]],
+        [[0, 0, 1], [0, 0, 0], [1, 0, 0]],
+        [[0, 0, 0], [0, 0, 1], [0, 1, 0]],
+        [[1, 0, 0], [0, -1, 0], [0, 0, 0]],
+        [[1, 0, 0], [0, 1, 0], [0, 0, -2]],
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    ],
+    dtype=float,
+)
+# (6 families, 6): which k are free, and the value of those that are not
+LATTICE_FREE: NDArray[np.bool_] = np.array(
+    [
+        [1, 1, 1, 1, 1, 1],
+        [0, 1, 0, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 0, 1],
+    ],
+    dtype=bool,
+)
+LATTICE_FIXED: FloatArray = np.zeros((6, 6))
+LATTICE_FIXED[4, 0] = -np.log(3) / 4  # γ = 120°
+
 
 @dataclass(frozen=True, eq=False)
 class SpaceGroup:

@@ -1,0 +1,404 @@
+"""Training: `train(config, data, validation)` writes a checkpoint and goes on where it stopped.
+
+    python -m symmbfn.train DATA.safetensors --validation VAL.safetensors --out FOLDER --minutes 60
+
+needs torch, numpy and safetensors only. The learning rate follows the wall-clock budget; all
+randomness follows from the seed and the step, so that a resumed run sees the same batches.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from symmbfn.checkpoint import save_checkpoint
+from symmbfn.data import Batch, CrystalData
+from symmbfn.errors import SymmBFNError
+from symmbfn.model import ModelConfig, SymmBFN
+
+PARTS = ("loss", "coordinates", "lattice", "elements", "letters")
+RESUME = "resume.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        out: Folder of the checkpoint, `metrics.csv`, `loss.png` and the resume file.
+        minutes: Wall-clock budget, earlier parts of a resumed run counted.
+        batch_size: Crystals in a step.
+        learning_rate: Peak, reached after `warmup` steps; cosine to 0 at the end of the budget.
+        weight_decay: AdamW's, on matrices.
+        ema: Decay of the averaged weights that become the checkpoint.
+        seed: Of everything.
+        report_every: Seconds between rows of `metrics.csv`.
+        save_every: Seconds between resume files.
+        bf16: Whether matrix products run in bfloat16.
+        device: Torch device.
+        model: The model.
+    """
+
+    out: Path
+    minutes: float = 60.0
+    batch_size: int = 128
+    learning_rate: float = 6e-4
+    weight_decay: float = 0.01
+    warmup: int = 200
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    report_every: float = 60.0
+    save_every: float = 120.0
+    bf16: bool = True
+    device: str = "cpu"
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report of a run.
+
+    Attributes:
+        step: Optimiser steps so far.
+        epoch: Passes over the data so far.
+        minutes: Spent, and
+        minutes_left: to the end of the budget.
+        crystals_per_second: Since the last report.
+        training: Mean of each loss in `PARTS` since the last report.
+        validation: The same on the validation set, averaged weights; empty without one.
+    """
+
+    step: int
+    epoch: float
+    minutes: float
+    minutes_left: float
+    crystals_per_second: float
+    training: dict[str, float]
+    validation: dict[str, float]
+
+
+class Run:
+    """State of a training run: model, averaged weights, optimiser, step, seconds spent."""
+
+    def __init__(self, config: TrainConfig, data: CrystalData) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.model = SymmBFN.for_data(config.model, data).to(config.device)
+        self.model.network.bf16 = config.bf16
+        decayed = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+        )
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.step = 0
+        self.seconds = 0.0
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimiser step."""
+        config = self.config
+        rate = config.learning_rate * self._schedule()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        generator = torch.Generator(config.device).manual_seed(_mix(config.seed, self.step))
+        losses = self.model.loss(batch.to(config.device), generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            names, values = zip(*self.model.named_parameters(), strict=True)
+            averages = [self.average[name] for name in names]
+            torch._foreach_lerp_(averages, list(values), 1 - decay)
+        return {name: losses[name].detach() for name in PARTS}
+
+    def _schedule(self) -> float:
+        progress = min(1.0, self.seconds / (60 * self.config.minutes))
+        return min(1.0, (self.step + 1) / self.config.warmup) * (
+            0.5 * (1 + math.cos(math.pi * progress)) + 0.005
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """Averaged weights and the buffers that are saved."""
+        return {**self.model.state_dict(), **self.average}
+
+    @torch.no_grad()
+    def validate(self, data: CrystalData, columns: list[int], size: int = 2048) -> dict[str, float]:
+        """Losses of the averaged weights on the first `size` crystals, always the same noise."""
+        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self._load(self.average)
+        self.model.eval()
+        order = data.orbits[:size].argsort(stable=True)
+        totals = dict.fromkeys(PARTS, 0.0)
+        for index, rows in enumerate(order.split(256)):
+            generator = torch.Generator(self.config.device).manual_seed(index)
+            batch = data.batch(rows, columns=columns).to(self.config.device)
+            losses = self.model.loss(batch, generator)
+            for name in PARTS:
+                totals[name] += losses[name].item() * len(rows) / len(order)
+        self.model.train()
+        self._load(own)
+        return totals
+
+    @torch.no_grad()
+    def _load(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(values[name])
+
+    def save(self) -> None:
+        """Write the resume file, replacing the last one whole."""
+        tensors = {f"average.{name}": value for name, value in self.average.items()}
+        for name, parameter in self.model.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = torch.as_tensor(value)
+        path = self.config.out / RESUME
+        temporary = path.with_suffix(".tmp")
+        metadata = {
+            "step": str(self.step),
+            "seconds": str(self.seconds),
+            "model": json.dumps(self.config.model.to_dict()),
+        }
+        save_file({n: v.cpu().contiguous() for n, v in tensors.items()}, str(temporary), metadata)
+        os.replace(temporary, path)
+
+    def resume(self) -> None:
+        """Go on from the resume file.
+
+        Raises:
+            SymmBFNError: it belongs to another model.
+        """
+        path = self.config.out / RESUME
+        with safe_open(str(path), "pt", device=self.config.device) as file:
+            metadata = file.metadata()
+            if json.loads(metadata["model"]) != json.loads(json.dumps(self.config.model.to_dict())):
+                raise SymmBFNError(
+                    f"{path} belongs to a model of another configuration: give another --out, "
+                    "or delete it to start again"
+                )
+            for name, parameter in self.model.named_parameters():
+                parameter.data.copy_(file.get_tensor(f"model.{name}"))
+                self.average[name].copy_(file.get_tensor(f"average.{name}"))
+                self.optimizer.state[parameter] = {
+                    key: file.get_tensor(f"{key}.{name}")
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+                self.optimizer.state[parameter]["step"] = self.optimizer.state[parameter][
+                    "step"
+                ].cpu()
+        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+
+
+def train(
+    config: TrainConfig,
+    data: CrystalData,
+    validation: CrystalData | None = None,
+    on_report: Callable[[Progress], None] | None = None,
+    description: dict[str, object] | None = None,
+) -> Path:
+    """Train until the budget is spent; a run stopped before goes on from its resume file.
+
+    Args:
+        config: How.
+        data: Training set; it must have the properties that `config.model` names.
+        validation: Held-out set for the validation loss.
+        on_report: Called with each report.
+        description: Stored in the checkpoint under `training`, beside what is recorded anyway.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        SymmBFNError: a property is missing from the data, or the resume file is another model's.
+    """
+    for name in config.model.properties:
+        if name not in data.names:
+            raise SymmBFNError(
+                f"property {name} is not in the training data (it has "
+                f"{', '.join(data.names) or 'none'}): import the data with that column"
+            )
+    config.out.mkdir(parents=True, exist_ok=True)
+    run = Run(config, data)
+    if (config.out / RESUME).exists():
+        run.resume()
+    columns = _columns(config.model.properties, data)
+    held_out = _columns(config.model.properties, validation) if validation else []
+    sums, count, crystals = dict.fromkeys(PARTS, 0.0), 0, 0
+    last_report = last_save = clock = time.monotonic()
+    for rows, generator in _batches(data, config, run.step):
+        if run.seconds >= 60 * config.minutes:
+            break
+        losses = run.update(data.batch(rows, generator, columns))
+        for name in PARTS:
+            sums[name] += losses[name].item()
+        count, crystals = count + 1, crystals + len(rows)
+        now = time.monotonic()
+        run.seconds, clock = run.seconds + now - clock, now
+        finished = run.seconds >= 60 * config.minutes
+        if finished or now - last_report >= config.report_every:
+            progress = Progress(
+                step=run.step,
+                epoch=run.step * config.batch_size / len(data),
+                minutes=run.seconds / 60,
+                minutes_left=max(0.0, config.minutes - run.seconds / 60),
+                crystals_per_second=crystals / max(now - last_report, 1e-9),
+                training={name: total / count for name, total in sums.items()},
+                validation=run.validate(validation, held_out) if validation else {},
+            )
+            _write_metrics(config.out / "metrics.csv", progress)
+            if on_report is not None:
+                on_report(progress)
+            sums, count, crystals = dict.fromkeys(PARTS, 0.0), 0, 0
+            last_report = time.monotonic()
+        if finished or now - last_save >= config.save_every:
+            run.save()
+            _write_checkpoint(run, data, description)
+            last_save = time.monotonic()
+    _plot_losses(config.out)
+    return config.out
+
+
+def _mix(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def _columns(names: tuple[str, ...], data: CrystalData) -> list[int]:
+    return [data.names.index(name) if name in data.names else -1 for name in names]
+
+
+def _batches(
+    data: CrystalData, config: TrainConfig, step: int
+) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """Endless batches from `step` on, with the generator of their views."""
+    per_epoch = math.ceil(len(data) / config.batch_size)
+    while True:
+        epoch, done = divmod(step, per_epoch)
+        order = torch.Generator().manual_seed(_mix(config.seed + 1, epoch))
+        for rows in list(data.epoch(config.batch_size, order))[done:]:
+            yield rows, torch.Generator().manual_seed(_mix(config.seed + 2, step))
+            step += 1
+
+
+def _write_checkpoint(
+    run: Run, data: CrystalData, description: dict[str, object] | None
+) -> None:
+    config = asdict(run.config)
+    recorded = {name: config[name] for name in ("batch_size", "learning_rate", "seed", "minutes")}
+    training = {
+        **(description or {}),
+        **recorded,
+        "crystals": len(data),
+        "steps": run.step,
+        "epochs": round(run.step * run.config.batch_size / len(data), 1),
+        "minutes_spent": round(run.seconds / 60, 1),
+        "torch": torch.__version__,
+    }
+    save_checkpoint(run.config.out, run.model, run.weights(), training)
+
+
+def _write_metrics(path: Path, progress: Progress) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(
+                ["step", "epoch", "minutes", "crystals_per_second", *PARTS]
+                + [f"validation_{name}" for name in PARTS]
+            )
+        writer.writerow(
+            [progress.step, f"{progress.epoch:.3f}", f"{progress.minutes:.3f}"]
+            + [f"{progress.crystals_per_second:.1f}"]
+            + [f"{progress.training[name]:.5f}" for name in PARTS]
+            + [f"{progress.validation.get(name, math.nan):.5f}" for name in PARTS]
+        )
+
+
+def _plot_losses(out: Path) -> None:
+    """Draw `loss.png` from `metrics.csv`, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    minutes = [float(row["minutes"]) for row in rows]
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    for axes, name in zip(figure.subplots(2, 3).flat, PARTS, strict=False):
+        axes.plot(minutes, [float(row[name]) for row in rows], label="training", lw=1)
+        axes.plot(minutes, [float(row[f"validation_{name}"]) for row in rows], label="validation")
+        axes.set(title=name, xlabel="minutes", yscale="log")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.axes[5].set_visible(False)
+    figure.savefig(out / "loss.png", dpi=120)
+
+
+def main() -> None:
+    """Command line of `python -m symmbfn.train`."""
+    parser = argparse.ArgumentParser(description="Train SymmBFN on preprocessed data.")
+    parser.add_argument("data", type=Path, help="file that 'symmbfn data import' wrote")
+    parser.add_argument("--validation", type=Path, help="held-out file of the same kind")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    try:
+        data = CrystalData.load(arguments.data)
+        validation = CrystalData.load(arguments.validation) if arguments.validation else None
+        config = TrainConfig(
+            out=arguments.out,
+            minutes=arguments.minutes,
+            batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
+            seed=arguments.seed,
+            device=arguments.device,
+            model=model_config(data),
+        )
+        train(config, data, validation, print_report)
+    except SymmBFNError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def model_config(data: CrystalData, base: ModelConfig | None = None) -> ModelConfig:
+    """The default model with all properties of the data as conditions."""
+    from dataclasses import replace
+
+    base = base or ModelConfig()
+    network = replace(base.network, properties=len(data.names))
+    return replace(base, network=network, properties=data.names)
+
+
+def print_report(progress: Progress) -> None:
+    """One line a report."""
+    validation = progress.validation.get("loss", math.nan)
+    print(
+        f"step {progress.step}  epoch {progress.epoch:.1f}  loss {progress.training['loss']:.4f}  "
+        f"validation {validation:.4f}  {progress.crystals_per_second:.0f} crystals/s  "
+        f"{progress.minutes_left:.1f} min left",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
