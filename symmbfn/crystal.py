@@ -13,6 +13,7 @@ position, the one nearest (½, ½, ½): equivalent crystals in one setting get o
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -34,6 +35,7 @@ from symmbfn.wyckoff import (
 
 _FALLBACK_SYMPRECS = (0.03, 0.01, 1e-3)
 _CELLS: FloatArray = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))
+_HERE = 13  # row of the zero vector in _CELLS
 _ON_POSITION = 1e-3  # fractional; positions are refined by moyopy first
 _TIE = 1e-6
 
@@ -167,6 +169,26 @@ class Crystal:
         ]
         return Crystal(self.space_group, self.lattice, self.species, letters, np.array(coords))
 
+    def primitive_cell(self) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Lattice vectors (3, 3) (rows, Å), fractional coordinates (M, 3) and atomic numbers (M,)."""
+        group = space_group(self.space_group)
+        operations = np.concatenate([group.expansions[letter] for letter in self.letters])
+        counts = group.primitive_multiplicities[self.letters]
+        points = np.repeat(self.frac_coords, counts, axis=0)
+        atoms = np.einsum("nij,nj->ni", group.rotations[operations], points)
+        atoms = (atoms + group.translations[operations]) @ np.linalg.inv(group.primitive)
+        lattice = group.primitive @ k_to_lattice(self.lattice)
+        return lattice, atoms % 1, np.repeat(self.species, counts)
+
+    def shortest_distance(self) -> float:
+        """Shortest distance between two atoms, Å, periodic images included."""
+        lattice, atoms, _ = self.primitive_cell()
+        vectors = atoms[:, None] - atoms
+        vectors = (vectors - vectors.round())[:, :, None] + _CELLS
+        distances = np.linalg.norm(vectors @ lattice, axis=-1)
+        distances[np.arange(len(atoms)), np.arange(len(atoms)), _HERE] = np.inf
+        return float(distances.min())
+
     def to_structure(self) -> Structure:
         """The primitive cell, sites grouped by orbit."""
         return to_structures([self])[0]
@@ -176,20 +198,9 @@ def to_structures(crystals: Iterable[Crystal]) -> list[Structure]:
     """Primitive cells of many crystals; sites are grouped by orbit."""
     structures = []
     for crystal in crystals:
-        group = space_group(crystal.space_group)
-        operations = np.concatenate([group.expansions[letter] for letter in crystal.letters])
-        counts = group.primitive_multiplicities[crystal.letters]
-        points = np.repeat(crystal.frac_coords, counts, axis=0)
-        atoms = np.einsum("nij,nj->ni", group.rotations[operations], points)
-        atoms += group.translations[operations]
-        lattice = group.primitive @ k_to_lattice(crystal.lattice)
-        structures.append(
-            Structure(
-                Lattice(lattice),
-                [_element(int(z)) for z in np.repeat(crystal.species, counts)],
-                (atoms @ np.linalg.inv(group.primitive)) % 1,
-            )
-        )
+        lattice, frac_coords, species = crystal.primitive_cell()
+        elements = [_element(int(number)) for number in species]
+        structures.append(Structure(Lattice(lattice), elements, frac_coords))
     return structures
 
 
@@ -236,10 +247,6 @@ def _letter_index(letter: str) -> int:
     return 26 if letter == "A" else ord(letter) - ord("a")
 
 
-_ELEMENTS: dict[int, Element] = {}
-
-
+@cache
 def _element(number: int) -> Element:
-    if number not in _ELEMENTS:
-        _ELEMENTS[number] = Element.from_Z(number)
-    return _ELEMENTS[number]
+    return Element.from_Z(number)
