@@ -115,6 +115,19 @@ def sample(
     return [crystals[index] for index in order[:n]]
 
 
+def check_conditions(checkpoint: str | Path, conditions: Conditions) -> None:
+    """Find out, before anything is drawn, whether a checkpoint can meet the conditions.
+
+    Raises:
+        SymmBFNError: the checkpoint is bad, or a condition is unknown to it or impossible.
+    """
+    card = load_card(checkpoint)
+    model = load_model(card)
+    allowed = _allowed_elements(model, card, conditions)
+    _allowed_templates(model, card, conditions, int(allowed.sum()))
+    _targets(card, conditions)
+
+
 class Templates:
     """The training data's (space group, orbits, distinct elements) that the conditions allow."""
 
