@@ -1,0 +1,1 @@
+"""The database: campaigns, candidates and everything that was found out about them."""

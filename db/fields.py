@@ -55,7 +55,15 @@ class ListField:
 
     def any(self, condition: ColumnElement[bool]) -> ColumnElement[bool]:
         """Say that at least one of the values fulfils the condition."""
-        return exists(literal(1)).where(self.of_candidate, condition)
+        return self.count(condition) > 0
+
+    def count(self, condition: ColumnElement[bool]) -> ColumnElement[int]:
+        """Count the different values that fulfil the condition.
+
+        Not EXISTS: PostgreSQL turns each into a join, and plans a hundred of them for ever.
+        """
+        values = select(func.count(self.value.distinct())).where(self.of_candidate, condition)
+        return values.correlate(Candidate).scalar_subquery()
 
     def joined(self) -> ColumnElement[str]:
         """All the values in one text, for tables."""

@@ -223,7 +223,7 @@ class _Translator:
         if "ONLY" in words:
             return not_(field.any(field.value.not_in(values)))
         if "ALL" in words:
-            return and_(*(field.any(field.value == value) for value in values))
+            return field.count(field.value.in_(values)) == len(values)
         return field.any(field.value.in_(values))
 
     def length(self, field: Field | ListField, tree: Tree[Token]) -> Condition:

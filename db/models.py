@@ -35,10 +35,13 @@ from sqlalchemy.orm import (
 from db.documents import Document, content_hash
 
 STATES = ("generated", "invalid", "relaxed", "failed", "screened", "quarantined")
-"""generated: drawn, not yet relaxed · invalid: not worth relaxing (``reason``) · relaxed: converged,
-no verdict yet · failed: the relaxation did not converge · screened: has a verdict ·
-quarantined: so far below the hull that the potential is suspected. Being worked on is not a
-state but a lease (``lease_owner``, ``lease_until``), so that a dead worker leaves nothing to repair."""
+"""What the latest work on a candidate concluded.
+
+generated: drawn, not yet relaxed · invalid: not worth relaxing (``reason``) · relaxed: converged,
+no verdict yet · failed: did not converge · screened: has a verdict · quarantined: so far below the
+hull that the potential is suspected. Being worked on is not a state but a lease (``lease_owner``,
+``lease_until``), so that a dead worker leaves nothing to repair.
+"""
 
 VERDICTS = ("stable", "metastable", "unstable", "not_assessable", "quarantined")
 DFT_STATES = ("submitted", "completed", "failed")

@@ -137,7 +137,7 @@ def unscreened(
     )
     return [
         Relaxed(relaxation, candidate, structure_from_dict(structure or {}), energy or 0.0)
-        for relaxation, candidate, structure, energy in rows.tuples()
+        for relaxation, candidate, structure, energy in rows
     ]
 
 
@@ -168,7 +168,7 @@ def candidates(
     columns = {name: field.column for name, field in FIELDS.items()}
     columns["campaign"] = LIST_FIELDS["campaign"].joined()
     labelled = [column.label(name) for name, column in columns.items()]
-    rows = session.execute(_ordered(candidate_rows(*labelled), filter, sort, limit)).tuples().all()
+    rows = session.execute(_ordered(candidate_rows(*labelled), filter, sort, limit)).all()
     frame = pd.DataFrame(rows, columns=list(columns))
     types = {
         "text": "object",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -167,8 +168,13 @@ def add_candidate(
     """Store one generated crystal with its provenance; the same batch and index only once.
 
     Args:
+        session: an open session.
         structure: as generated.
+        batch_id: row of its batch.
+        batch_index: its place in the batch, from 0.
         space_group: number found in the finished crystal.
+        fingerprint: text that is nearly always equal for equal crystals.
+        space_group_drawn: number that the generator drew.
         same_as: row of the candidate that it was judged to be the same crystal as.
         invalid_reason: why it is not worth relaxing, if it is not.
 
@@ -236,9 +242,14 @@ def record_stability(session: Session, stability: Stability) -> Stability:
 
 
 def _reduced_formula(structure: Structure) -> str:
-    """Reduced formula with the elements in alphabetical order (OPTIMADE): O2Si."""
-    amounts = structure.composition.element_composition.to_reduced_dict
+    """Write the elements in alphabetical order and the smallest whole numbers (OPTIMADE): O2Si.
+
+    Unlike pymatgen's reduced formula, which keeps Li2O2 and Cl2 whole.
+    """
+    amounts = structure.composition.element_composition.get_el_amt_dict()
+    whole = [int(amount) for amount in amounts.values() if amount == int(amount)]
+    divisor = math.gcd(*whole) if len(whole) == len(amounts) else 1
     return "".join(
-        f"{symbol}{'' if amount == 1 else format(amount, 'g')}"
+        f"{symbol}{'' if amount == divisor else format(amount / divisor, 'g')}"
         for symbol, amount in sorted(amounts.items())
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,7 +147,9 @@ def _check_file(file: Path, create: bool) -> None:
     if header and header != b"SQLite format 3\0":
         raise SchemaError(f"{file} is not a SQLite database: name another file with --db")
     if header:
-        uri = f"file:{quote(str(file.absolute()))}?mode=ro"
+        # Even a reader would leave two files beside a quiet database, unless it is "immutable".
+        quiet = not file.with_name(f"{file.name}-wal").exists()
+        uri = f"file:{quote(str(file.absolute()))}?{'immutable=1' if quiet else 'mode=ro'}"
         reader = create_engine(
             "sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=NullPool
         )
@@ -210,6 +213,26 @@ def _check_revision(revision: str | None, where: str) -> None:
         )
 
 
+def _use_write_ahead_log(engine: Engine) -> None:
+    """Let readers and a writer work at once; the file remembers it."""
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        for attempt in range(BUSY_SECONDS * 10):  # SQLite itself does not wait for this lock
+            try:
+                cursor.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or attempt == BUSY_SECONDS * 10 - 1:
+                    raise DatabaseError(
+                        f"{engine.url.database} cannot be set up ({error}): check that its folder "
+                        "is writable and on a local disk"
+                    ) from error
+                time.sleep(0.1)
+    finally:
+        connection.close()
+
+
 def _migrate(engine: Engine, where: str) -> None:
     newest = _known_revisions()[-1]
     with _view(engine, write=False).connect() as connection:
@@ -217,8 +240,7 @@ def _migrate(engine: Engine, where: str) -> None:
     if revision == newest:
         return
     if engine.dialect.name == "sqlite":
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode = WAL")  # kept in the file
+        _use_write_ahead_log(engine)
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})

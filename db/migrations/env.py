@@ -1,4 +1,4 @@
-"""What Alembic runs to upgrade; the connection, with its open transaction, comes from db.session."""
+"""What Alembic runs to upgrade, on the connection and transaction that db.session opened."""
 
 from alembic import context
 

@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(
             "state IN ('generated', 'invalid', 'relaxed', 'failed', 'screened', 'quarantined')",
-            name="ck_candidate_state",
+            name=op.f("ck_candidate_state"),
         ),
         sa.PrimaryKeyConstraint("id", name="pk_candidate"),
     )
@@ -72,7 +72,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("energy_scheme", sa.String()),
         sa.Column("source", sa.String(), nullable=False),
-        sa.CheckConstraint("kind IN ('hull', 'structures')", name="ck_reference_kind"),
+        sa.CheckConstraint("kind IN ('hull', 'structures')", name=op.f("ck_reference_kind")),
         sa.PrimaryKeyConstraint("id", name="pk_reference"),
         sa.UniqueConstraint("sha256", name="uq_reference_sha256"),
     )
@@ -184,7 +184,7 @@ def upgrade() -> None:
         sa.Column("band_gap", sa.Float(53)),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(
-            "state IN ('submitted', 'completed', 'failed')", name="ck_dft_calculation_state"
+            "state IN ('submitted', 'completed', 'failed')", name=op.f("ck_dft_calculation_state")
         ),
         sa.ForeignKeyConstraint(
             ["relaxation_id"], ["relaxation.id"], name="fk_dft_calculation_relaxation_id"
@@ -218,7 +218,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(
             "verdict IN ('stable', 'metastable', 'unstable', 'not_assessable', 'quarantined')",
-            name="ck_stability_verdict",
+            name=op.f("ck_stability_verdict"),
         ),
         sa.ForeignKeyConstraint(
             ["duplicate_of_id"], ["candidate.id"], name="fk_stability_duplicate_of_id"

@@ -1,0 +1,305 @@
+"""Storing and finding candidates, with their provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from db import queries
+from db.documents import structure_from_dict, structure_to_dict
+from db.errors import DatabaseError, FilterError
+from db.fields import FIELDS
+from db.session import Database, open_database
+from tests.db_support import (
+    KINDS,
+    RELAX,
+    SCREEN,
+    add,
+    base_rows,
+    filled,
+    relaxation,
+    rocksalt,
+    stability,
+    url_of,
+)
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    with url_of(request.param, tmp_path) as url:
+        opened = open_database(url)
+        yield opened
+        opened.close()
+
+
+def test_structures_come_back_as_they_were() -> None:
+    crystal = rocksalt("Li", "O")
+    again = structure_from_dict(json.loads(json.dumps(structure_to_dict(crystal))))
+    assert again == crystal
+    assert np.array_equal(again.lattice.matrix, crystal.lattice.matrix)
+
+
+def test_a_structure_with_nan_is_refused() -> None:
+    crystal = rocksalt("Li", "O")
+    crystal.translate_sites([0], [float("nan"), 0, 0], to_unit_cell=False)
+    with pytest.raises(DatabaseError, match="Li2O2 has NaN"):
+        structure_to_dict(crystal)
+
+
+def test_everything_inserted_twice_is_there_once(database: Database) -> None:
+    for _ in range(2):
+        with database.session() as session:
+            rows = base_rows(session)
+            first = add(session, rows, 0, rocksalt("Li", "O"))
+            done = relaxation(rows, first, rocksalt("Li", "O"))
+            done = queries.record_relaxation(session, done, fence=0)
+            queries.record_stability(session, stability(rows, done.id, -0.01))
+    with database.session(write=False) as session:
+        counts = queries.table_counts(session)
+        assert queries.batch_numbers(session, rows.campaign.id) == {0}
+    assert counts.pop("reference") == 2 and counts.pop("candidate_element") == 2
+    empty = {"training_set", "training_member", "dft_calculation"}
+    assert counts == {name: int(name not in empty) for name in counts}
+
+
+def test_one_key_with_two_configurations_is_an_error(database: Database) -> None:
+    with database.session() as session:
+        base_rows(session)
+    with pytest.raises(DatabaseError, match="choose another key"), database.session() as session:
+        queries.get_or_create_campaign(
+            session, "key-first", name="first", config={"n": 5}, seed=7, code_version="abc"
+        )
+
+
+def test_same_crystal_of_two_batches_is_one_candidate_with_two_origins(
+    database: Database,
+) -> None:
+    crystal = rocksalt("Li", "O")
+    supercell = crystal * (2, 1, 1)
+    supercell.translate_sites(range(len(supercell)), [0.1, 0.2, 0.3])
+    with database.session() as session:
+        rows = base_rows(session)
+        first = add(session, rows, 0, crystal)
+        add(session, rows, 1, rocksalt("Na", "Cl"))
+        other = base_rows(session, name="second")
+        (like,) = queries.candidates_like(session, supercell, "any")
+        assert (like.candidate_id, like.structure) == (first, crystal)
+        second = queries.add_candidate(
+            session,
+            supercell,
+            batch_id=other.batch.id,
+            batch_index=0,
+            space_group=225,
+            fingerprint="any",
+            same_as=like.candidate_id,
+        )
+        assert second == first
+    with database.session(write=False) as session:
+        table = queries.candidates(session, 'campaign = "second"')
+        origins = queries.candidate(session, "sbfn-1")["provenance"]
+    assert table["material_id"].tolist() == ["sbfn-1"]
+    assert table["campaign"].tolist() in (["first, second"], ["second, first"])
+    assert [origin["batch"]["campaign"]["name"] for origin in origins] == ["first", "second"]
+    assert origins[0]["structure_sha256"] != origins[1]["structure_sha256"]
+
+
+def test_equal_fingerprints_come_first_among_the_like(database: Database) -> None:
+    with database.session() as session:
+        rows = base_rows(session)
+        for index, text in enumerate(["a", "b", "c"]):
+            queries.add_candidate(
+                session,
+                rocksalt("Li", "O", 4.0 + index),
+                batch_id=rows.batch.id,
+                batch_index=index,
+                space_group=225,
+                fingerprint=text,
+            )
+        found = queries.candidates_like(session, rocksalt("Li", "O"), "b")
+    assert [like.fingerprint for like in found] == ["b", "a", "c"]
+
+
+def test_relaxed_like_sees_only_older_converged_ones(database: Database) -> None:
+    with database.session() as session:
+        rows, _ = filled(session)
+        newest = add(session, rows, 9, rocksalt("Na", "Cl", 5.0))
+        found = queries.relaxed_like(
+            session, rocksalt("Na", "Cl"), potential_id=rows.potential.id, before=newest
+        )
+        assert [like.candidate_id for like in found] == [2]
+        for formula, before in [("NaCl", 2), ("KBr", newest)]:
+            crystal = rocksalt(formula[:-2] if formula == "NaCl" else "K", formula[-2:])
+            potential = rows.potential.id
+            assert not queries.relaxed_like(session, crystal, potential_id=potential, before=before)
+
+
+def test_table_has_one_typed_row_per_candidate(database: Database) -> None:
+    with database.session() as session:
+        rows, _ = filled(session)
+    with database.session(write=False) as session:
+        table = queries.candidates(session)
+    assert list(table) == [*FIELDS, "campaign"]
+    assert table["material_id"].tolist() == ["sbfn-1", "sbfn-2", "sbfn-3", "sbfn-4"]
+    assert table["chemical_formula_reduced"].tolist() == ["LiO", "ClNa", "MgO", "BrK"]
+    assert table["formula_pretty"].tolist() == ["Li2O2", "NaCl", "MgO", "KBr"]
+    assert table["state"].tolist() == ["screened"] * 3 + ["failed"]
+    assert table["energy_above_hull"].tolist()[:3] == [-0.02, 0.05, 0.4]
+    assert np.isnan(table["energy_above_hull"][3])
+    assert table["is_stable"].tolist()[:3] == [True, False, False]
+    assert table["is_stable"][3] is pd.NA
+    assert table["nsites"].dtype == "Int64"
+    assert set(table["hull"][:3]) == {"chgnet"}
+
+
+def test_newest_verdict_is_the_one_shown(database: Database) -> None:
+    with database.session() as session:
+        rows, _ = filled(session)
+        done = session.get_one(queries.Relaxation, 1)
+        again = stability(rows, done.id, 0.3, verdict="quarantined")
+        again.settings_hash = "another"
+        queries.record_stability(session, again)
+    with database.session(write=False) as session:
+        table = queries.candidates(session, 'material_id = "sbfn-1"')
+    assert (table["verdict"][0], table["state"][0]) == ("quarantined", "quarantined")
+    assert table["energy_above_hull"][0] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("sort", "expected"),
+    [
+        ("energy_above_hull", [1, 2, 3, 4]),
+        ("-energy_above_hull", [3, 2, 1, 4]),
+        ("-material_id", [4, 3, 2, 1]),
+        ("space_group", [1, 2, 3, 4]),
+    ],
+)
+def test_sorting_puts_the_unknown_last(database: Database, sort: str, expected: list[int]) -> None:
+    with database.session() as session:
+        filled(session)
+        found = queries.candidates(session, sort=sort)["material_id"]
+        two = queries.candidates(session, sort=sort, limit=2)["material_id"]
+    assert found.tolist() == [f"sbfn-{number}" for number in expected]
+    assert two.tolist() == found.tolist()[:2]
+
+
+def test_unknown_sort_field_and_negative_limit(database: Database) -> None:
+    with database.session(write=False) as session:
+        with pytest.raises(
+            FilterError, match=r"cannot sort by 'energy': choose one of material_id"
+        ):
+            queries.candidates(session, sort="energy")
+        with pytest.raises(FilterError, match="limit -1 is negative"):
+            queries.candidates(session, limit=-1)
+
+
+def test_candidate_is_traced_to_its_origin(database: Database) -> None:
+    with database.session() as session:
+        filled(session)
+    with database.session(write=False) as session:
+        found = queries.candidate(session, "sbfn-1")
+        json.dumps(found, allow_nan=False)
+    (origin,) = found["provenance"]
+    assert origin["space_group_drawn"] == 216
+    assert origin["batch"]["seed"] == 1234
+    assert origin["batch"]["conditions"] == {"elements": ["Li", "O"]}
+    assert origin["batch"]["checkpoint"]["sha256"] == "c" * 64
+    assert origin["batch"]["campaign"]["code_version"] == "abc"
+    (done,) = found["relaxations"]
+    assert done["potential"]["weights_sha256"] == "p" * 64
+    assert done["settings"] == RELAX
+    (verdict,) = done["stabilities"]
+    assert verdict["hull"]["sha256"] == "h" * 64 and verdict["known"]["name"] == "mp"
+    assert verdict["settings"] == SCREEN and verdict["energy_above_hull"] == -0.02
+
+
+@pytest.mark.parametrize("bad", ["sbfn-99", "42", "sbfn-", "sbfn-1; DROP", "sbfn-²", "mp-1"])
+def test_unknown_id_is_one_line(database: Database, bad: str) -> None:
+    with database.session(write=False) as session, pytest.raises(DatabaseError) as caught:
+        queries.candidate(session, bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_funnel_counts_each_stage(database: Database) -> None:
+    with database.session() as session:
+        rows, _ = filled(session)
+        queries.add_candidate(
+            session,
+            rocksalt("Cs", "I", 1.0),
+            batch_id=rows.batch.id,
+            batch_index=4,
+            space_group=225,
+            fingerprint="x",
+            invalid_reason="atoms 0.5 A apart",
+        )
+        counts = queries.campaign_counts(session, rows.campaign.id)
+        empty = base_rows(session, name="empty")
+        nothing = queries.campaign_counts(session, empty.campaign.id)
+    assert counts == {
+        "generated": 4,
+        "valid": 4,
+        "distinct": 5,
+        "relaxed": 3,
+        "failed": 1,
+        "not_assessable": 0,
+        "quarantined": 0,
+        "stable": 1,
+        "metastable": 2,
+        "unique": 3,
+        "novel": 3,
+        "sun": 1,
+        "msun": 2,
+    }
+    assert nothing.pop("generated") == 4
+    assert set(nothing.values()) == {0}
+
+
+def test_work_left_to_screen(database: Database) -> None:
+    with database.session() as session:
+        rows, _ = filled(session)
+
+        def left(settings: dict[str, float]) -> list[int]:
+            return [
+                one.candidate_id
+                for one in queries.unscreened(
+                    session,
+                    campaign_id=rows.campaign.id,
+                    potential_id=rows.potential.id,
+                    relax_settings=RELAX,
+                    hull_id=rows.hull.id,
+                    known_id=rows.known.id,
+                    settings=settings,
+                )
+            ]
+
+        assert left(SCREEN) == []
+        assert left({"metastable": 0.08}) == [1, 2, 3]
+
+
+def test_export_gives_relaxed_structures_where_there_are(database: Database) -> None:
+    with database.session() as session:
+        rows = base_rows(session)
+        first = add(session, rows, 0, rocksalt("Li", "O", 4.2))
+        add(session, rows, 1, rocksalt("Mg", "O", 4.2))
+        done = relaxation(rows, first, rocksalt("Li", "O", 4.6))
+        queries.record_relaxation(session, done, fence=0)
+    with database.session(write=False) as session:
+        found = {one.material_id: one for one in queries.structures(session)}
+    assert found["sbfn-1"].structure == rocksalt("Li", "O", 4.6)
+    assert found["sbfn-2"].structure == rocksalt("Mg", "O", 4.2)
+    assert found["sbfn-1"].row["chemical_formula_reduced"] == "LiO"
+
+
+def test_numbers_that_are_not_finite_are_unknown(database: Database) -> None:
+    with database.session() as session:
+        rows = base_rows(session)
+        first = add(session, rows, 0, rocksalt("Li", "O"))
+        done = relaxation(rows, first, None, max_force=np.inf, energy_per_atom=np.float32(-2.5))
+        queries.record_relaxation(session, done, fence=0)
+    with database.session(write=False) as session:
+        (stored,) = queries.candidate(session, "sbfn-1")["relaxations"]
+    assert (stored["max_force"], stored["energy_per_atom"]) == (None, -2.5)
