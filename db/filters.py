@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lark import Lark, Token, Tree
-from lark.exceptions import LarkError, UnexpectedInput
+from lark.exceptions import LarkError, UnexpectedCharacters, UnexpectedInput
 from sqlalchemy import ColumnElement, and_, func, literal, not_, or_, true
 
 from db.errors import FilterError
@@ -54,9 +54,9 @@ def parse(text: str) -> Condition:
     try:
         tree = _grammar().parse(text)
     except UnexpectedInput as error:
-        at = error.pos_in_stream
         where = "at its end"
-        if at is not None and 0 <= at < len(text):
+        if isinstance(error, UnexpectedCharacters):
+            at = error.pos_in_stream or 0
             where = f"at position {at + 1}, near {text[at : at + 20]!r}"
         raise FilterError(
             f"the filter cannot be read {where}: "

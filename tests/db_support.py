@@ -29,7 +29,7 @@ def rocksalt(cation: str, anion: str, a: float = 4.2) -> Structure:
     """The primitive cell of a rock salt; a is the cubic cell's edge in Å."""
     half = a / 2
     lattice = Lattice([[0, half, half], [half, 0, half], [half, half, 0]])
-    return Structure(lattice, [cation, anion], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return Structure(lattice, [cation, anion], [[0.0] * 3, [0.5] * 3])
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def database(
 
 
 def found(database: Database, text: str) -> list[int]:
-    """Rows of LiO (pretty: Li2O2) -0.02, NaCl 0.05, MgO 0.4 eV/atom, and KBr, whose relaxation failed."""
+    """Rows of LiO (pretty: Li2O2) -0.02, NaCl 0.05, MgO 0.4 eV/atom, and KBr, which failed."""
     with database.session(write=False) as session:
         query = candidate_rows(Candidate.id).where(filters.parse(text)).order_by(Candidate.id)
         return list(session.scalars(query))

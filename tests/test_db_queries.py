@@ -14,6 +14,7 @@ from db import queries
 from db.documents import structure_from_dict, structure_to_dict
 from db.errors import DatabaseError, FilterError
 from db.fields import FIELDS
+from db.models import Relaxation
 from db.session import Database, open_database
 from tests.db_support import (
     KINDS,
@@ -140,7 +141,7 @@ def test_relaxed_like_sees_only_older_converged_ones(database: Database) -> None
 
 def test_table_has_one_typed_row_per_candidate(database: Database) -> None:
     with database.session() as session:
-        rows, _ = filled(session)
+        filled(session)
     with database.session(write=False) as session:
         table = queries.candidates(session)
     assert list(table) == [*FIELDS, "campaign"]
@@ -159,7 +160,7 @@ def test_table_has_one_typed_row_per_candidate(database: Database) -> None:
 def test_newest_verdict_is_the_one_shown(database: Database) -> None:
     with database.session() as session:
         rows, _ = filled(session)
-        done = session.get_one(queries.Relaxation, 1)
+        done = session.get_one(Relaxation, 1)
         again = stability(rows, done.id, 0.3, verdict="quarantined")
         again.settings_hash = "another"
         queries.record_stability(session, again)

@@ -115,7 +115,7 @@ def test_what_is_not_a_database_is_refused(tmp_path: Path) -> None:
     assert sha256(file) == before
     with pytest.raises(DatabaseError, match="is a folder"):
         open_database(f"sqlite:///{tmp_path}")
-    with pytest.raises(DatabaseError, match="folder of .* does not exist"):
+    with pytest.raises(DatabaseError, match=r"folder of .* does not exist"):
         open_database(f"sqlite:///{tmp_path / 'no' / 'where.db'}")
 
 
@@ -123,7 +123,7 @@ def test_what_is_not_a_database_is_refused(tmp_path: Path) -> None:
     "url", ["candidates.db", "mysql://user:secret@host/x", "sqlite//x", "x://user:secret@h:port/d"]
 )
 def test_bad_url_is_one_line_without_the_password(url: str) -> None:
-    with pytest.raises(DatabaseError, match="write sqlite:///file.db or postgresql:") as caught:
+    with pytest.raises(DatabaseError, match=r"write sqlite:///file.db or postgresql:") as caught:
         open_database(url)
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
@@ -155,7 +155,7 @@ def test_full_disk_is_one_line_and_leaves_the_rows_of_before(tmp_path: Path) -> 
     database = open_database(f"sqlite:///{tmp_path / 'small.db'}")
     with database.session() as session:
         rows = base_rows(session)
-    with pytest.raises(DatabaseError, match="full.*nothing half-done") as caught:
+    with pytest.raises(DatabaseError, match=r"full.*nothing half-done") as caught:
         with database.session() as session:
             session.execute(text("PRAGMA max_page_count = 60"))  # the disk is full here
             rows.campaign.config = {}
