@@ -1,0 +1,1 @@
+"""The campaigns: Prefect flows, the `symmbfn` command and their settings."""

@@ -1,0 +1,32 @@
+"""The discovery campaign: generate → relax → screen, each stage stored as it goes."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows import progress, tasks
+from flows.settings import CampaignConfig
+
+
+@flow(name="discover", persist_result=False)
+def discover(config: CampaignConfig) -> int:
+    """Discover crystals: generate them, relax them, and find the stable, unique and novel ones.
+
+    What was done before, by this run or by one that was killed, is in the database and is not
+    done again.
+
+    Args:
+        config: All the settings of the campaign.
+
+    Returns:
+        The campaign's row number in the database.
+    """
+    config = config.with_run_seed(flow_run.get_id() or "")
+    campaign = tasks.start(config)
+    progress.current().stage("generate", config.n)
+    for number in range(config.number_of_batches):
+        tasks.generate(config, campaign, number)
+    tasks.relax(config, campaign)
+    tasks.screen(config, campaign)
+    return campaign

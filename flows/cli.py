@@ -1,0 +1,75 @@
+"""The `symmbfn` command: puts the commands together and turns errors into one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from db.errors import DatabaseError
+from flows.commands import discover, learn, query, reference, structures
+from flows.errors import ConfigError
+from relax.errors import RelaxError
+from symmbfn.errors import SymmBFNError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="symmbfn",
+    help="Discover crystals: generate, relax, screen, store, query.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for part in (discover, structures, query, learn, reference):
+    app.add_typer(part.app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and leave the process with its exit code: 0, 2 on bad input."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code.
+
+    Args:
+        arguments: Without the program's name; None: those of the process.
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="symmbfn", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except TyperException as error:  # without a message it has shown the help instead
+        return _complain(_usage(error)) if error.format_message() else BAD_INPUT
+    except (ConfigError, DatabaseError, RelaxError, SymmBFNError) as error:
+        return _complain(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _usage(error: TyperException) -> str:
+    """Say a usage error and where to read on."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "symmbfn"
+    message = error.format_message().rstrip(".")
+    return f"{message}; see `{where} --help`"
+
+
+def _complain(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""What several commands share: options, the terminal, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from db.session import Database
+    from flows.progress import TerminalProgress
+    from flows.settings import CampaignConfig
+
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option("--db", metavar="URL", help="Database: SQLAlchemy URL. (default $SYMMBFN_DB)"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="File to write: .cif, .extxyz or .jsonl.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")]
+PotentialOption = Annotated[
+    str | None, typer.Option("--potential", help="A potential's name or path. (default chgnet)")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes. (default one per core)")
+]
+CheckpointOption = Annotated[
+    str | None, typer.Option("--checkpoint", help="A generator's name or folder. (default mp20)")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="(default 0)")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
+PropertyOption = Annotated[
+    list[str] | None,
+    typer.Option("--property", metavar="NAME=VALUE", help="Target value; may be repeated."),
+]
+ElementsOption = Annotated[
+    str | None, typer.Option("--elements", metavar="Li,Fe,O", help="Only these elements.")
+]
+ExcludeOption = Annotated[
+    str | None, typer.Option("--exclude", metavar="Pb,Cd", help="None of these elements.")
+]
+SpaceGroupOption = Annotated[
+    str | None, typer.Option("--space-group", metavar="225,227", help="Only these space groups.")
+]
+MaxAtomsOption = Annotated[
+    int | None, typer.Option("--max-atoms", help="Most atoms in the primitive cell.")
+]
+
+
+def campaign_config(config: Path | None, overrides: Mapping[str, Any]) -> CampaignConfig:
+    """Read the campaign file, if any, under the options that were given."""
+    from flows.settings import CampaignConfig
+
+    given = _given(overrides)
+    if config is not None:
+        return CampaignConfig.from_toml(config, given)
+    return CampaignConfig.build(given, where="command line")
+
+
+def conditions_table(
+    properties: Sequence[str] | None,
+    elements: str | None,
+    exclude: str | None,
+    space_group: str | None,
+    max_atoms: int | None,
+) -> dict[str, Any]:
+    """Turn the options that condition the generator into the table `conditions`."""
+    from flows.settings import parse_property
+
+    return {
+        "properties": dict(parse_property(text) for text in properties) if properties else None,
+        "elements": _split(elements),
+        "exclude": _split(exclude),
+        "space_groups": _split(space_group),
+        "max_atoms": max_atoms,
+    }
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part for part in text.replace(",", " ").split() if part]
+
+
+def _given(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop what was not given, also in nested tables."""
+    result: dict[str, Any] = {}
+    for name, value in table.items():
+        kept = _given(value) if isinstance(value, Mapping) else value
+        if kept is not None and kept != {}:
+            result[name] = kept
+    return result
+
+
+def existing_database(url: str | None) -> Database:
+    """Open a database that must be there: a query must not create an empty one.
+
+    Raises:
+        ConfigError: When the SQLite file does not exist.
+    """
+    from db.session import open_database
+
+    return open_database(url, create=False)
+
+
+def check_output(path: Path, *, force: bool = False, endings: Sequence[str] = ()) -> None:
+    """Refuse a bad output file before any work is done for it.
+
+    Raises:
+        ConfigError: When it has another ending, is there already, or has no folder.
+    """
+    if endings and path.suffix.lower() not in endings:
+        raise ConfigError(f"--out {path}: the file must end in {', '.join(endings)}")
+    if path.exists() and not force:
+        raise ConfigError(f"--out {path}: is there already; name another file or add --force")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--out {path}: no folder {path.absolute().parent}; make it first")
+
+
+def print_json(value: object) -> None:
+    """Write one JSON document; what is not a finite number becomes null."""
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy, dates and dataclass leftovers into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+@contextmanager
+def terminal_progress() -> Iterator[TerminalProgress]:
+    """Show bars on the standard error stream within the block."""
+    from flows.progress import TerminalProgress
+
+    with TerminalProgress(console(error=True)).running() as progress:
+        yield progress
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, through a neighbour that takes its name."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=".", suffix=".tmp", delete=False
+    ) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def console(*, error: bool = False) -> Console:
+    """Return a console; where the output is no terminal, wide enough to cut nothing."""
+    from rich.console import Console
+
+    stream = sys.stderr if error else sys.stdout
+    return Console(stderr=error, width=None if stream.isatty() else 200, soft_wrap=False)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """Print a table on the standard output; numbers to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, name in enumerate(columns):
+        right = any(isinstance(row[index], int | float) for row in rows)
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell(value)) for value in row))
+    console().print(table)
+
+
+def cell(value: object) -> str:
+    """Write one value for people: yes and no, three decimals, a dash for nothing."""
+    if value is None or value != value:
+        return "–"
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

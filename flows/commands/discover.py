@@ -1,0 +1,128 @@
+"""`symmbfn discover`: a whole campaign, with its bars, its table and where it all is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands import common
+
+if TYPE_CHECKING:
+    from flows.outcome import Outcome
+    from flows.settings import CampaignConfig
+
+app = typer.Typer()
+
+COLUMNS = {
+    "material_id": "id",
+    "formula_pretty": "formula",
+    "space_group": "space group",
+    "energy_above_hull": "E above hull",
+    "formation_energy_per_atom": "E formation",
+    "is_novel": "novel",
+    "is_unique": "unique",
+    "verdict": "verdict",
+}
+
+
+@app.command(
+    epilog="Example: symmbfn discover -n 16 --elements Li,Fe,O --property band_gap=2 --seed 7"
+)
+def discover(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG.toml", help="Campaign file; the options win over it."),
+    ] = None,
+    n: Annotated[int | None, typer.Option("-n", help="Crystals to generate. (default 64)")] = None,
+    properties: common.PropertyOption = None,
+    elements: common.ElementsOption = None,
+    exclude: common.ExcludeOption = None,
+    space_group: common.SpaceGroupOption = None,
+    max_atoms: common.MaxAtomsOption = None,
+    potential: common.PotentialOption = None,
+    hull: Annotated[
+        list[str] | None,
+        typer.Option(help="A hull's name or file; may be repeated, the first gives the verdict."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Known structures, for novelty. (default mp)")
+    ] = None,
+    max_relax_steps: Annotated[
+        int | None, typer.Option(help="Relaxation steps before giving up. (default 200)")
+    ] = None,
+    seed: common.SeedOption = None,
+    checkpoint: common.CheckpointOption = None,
+    steps: common.StepsOption = None,
+    key: Annotated[
+        str | None, typer.Option(help="The campaign's name. (default from the settings)")
+    ] = None,
+    workers: common.WorkersOption = None,
+    database: common.DatabaseOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Run a campaign: generate, relax, screen and store crystals.
+
+    The same settings are the same campaign: if it was stopped, the same command goes on.
+    """
+    conditions = common.conditions_table(properties, elements, exclude, space_group, max_atoms)
+    settings = common.campaign_config(
+        config,
+        {
+            "n": n,
+            "conditions": conditions,
+            "potential": potential,
+            "hulls": hull or None,
+            "reference": reference,
+            "relaxation": {"max_steps": max_relax_steps},
+            "seed": seed,
+            "checkpoint": checkpoint,
+            "steps": steps,
+            "key": key,
+            "workers": workers,
+            "database": database,
+        },
+    )
+    campaign = _run(settings)
+    from db.session import open_database
+    from flows.outcome import outcome
+
+    found = outcome(open_database(settings.database), campaign)
+    if as_json:
+        common.print_json(found.as_dict())
+    else:
+        _show(found, settings.database)
+
+
+def _run(settings: CampaignConfig) -> int:
+    """Run the Prefect flow; its server starts while the models are being imported."""
+    from flows import inputs, server
+
+    with common.terminal_progress() as progress:
+        progress.stage("start", None)
+        server.set_environment()
+        with server.starting() as temporary:
+            inputs.check(settings)
+            inputs.warm_up()
+            from flows.campaign import discover as flow
+
+            with server.ready(temporary):
+                return flow(settings)
+
+
+def _show(found: Outcome, url: str | None) -> None:
+    """Print the best candidates, the funnel and where to go from here."""
+    if found.best:
+        common.print_table(
+            list(COLUMNS.values()),
+            [[row[name] for name in COLUMNS] for row in found.best],
+            title=f"Best candidates of {found.campaign} (energies in eV/atom)",
+        )
+    print("  ".join(f"{name} {count}" for name, count in found.counts.items()))
+    print(f"Stored in {found.database} as campaign {found.campaign}. More:")
+    option = f" --db '{found.database}'" if url is not None else ""
+    print(f"  symmbfn candidates 'campaign = \"{found.campaign}\"' --limit 20{option}")
+    if found.best:
+        print(f"  symmbfn show {found.best[0]['material_id']}{option}")
+        print(f"  symmbfn export 'energy_above_hull < 0.1' --to metastable --format cif{option}")

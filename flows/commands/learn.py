@@ -1,0 +1,223 @@
+"""`symmbfn train`, `evaluate` and `data`: make a generator and measure one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands import common
+
+if TYPE_CHECKING:
+    from flows.settings import CampaignConfig
+    from symmbfn.metrics import Metrics
+    from symmbfn.train import Progress as TrainingProgress
+
+app = typer.Typer()
+data = typer.Typer(help="Training data: import and look at them.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@app.command(epilog="Example: symmbfn train train.safetensors --out my-generator --minutes 120")
+def train(
+    training: Annotated[
+        Path, typer.Argument(metavar="DATA", help="File that `symmbfn data import` wrote.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint.")],
+    validation: Annotated[Path | None, typer.Option(help="Held-out file of the same kind.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Wall-clock budget.")] = 60.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crystals in a step.")] = 256,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 6e-4,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: common.JsonOption = False,
+) -> None:
+    """Train a generator until the budget is spent; run again, a stopped training goes on."""
+    import torch
+
+    from symmbfn.data import CrystalData
+    from symmbfn.train import TrainConfig, model_config
+    from symmbfn.train import train as run
+
+    crystals = CrystalData.load(training)
+    held_out = None if validation is None else CrystalData.load(validation)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = TrainConfig(
+        out=out,
+        minutes=minutes,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        model=model_config(crystals),
+    )
+    console = common.console(error=True)
+
+    def report(progress: TrainingProgress) -> None:
+        held = progress.validation.get("loss")
+        console.print(
+            f"step {progress.step}  epoch {progress.epoch:.1f}  "
+            f"loss {progress.training['loss']:.4f}  "
+            f"validation {common.cell(held)}  {progress.crystals_per_second:.0f} crystals/s  "
+            f"{progress.minutes_left:.1f} min left",
+            highlight=False,
+        )
+
+    folder = run(config, crystals, held_out, report, {"data": training.name})
+    if as_json:
+        common.print_json({"checkpoint": str(folder)})
+    else:
+        print(f"wrote {folder}; try: symmbfn discover -n 16 --checkpoint {folder}")
+
+
+@app.command(epilog="Example: symmbfn evaluate crystals.extxyz --reference test.parquet --json")
+def evaluate(
+    what: Annotated[
+        str, typer.Argument(metavar="FILE|CHECKPOINT", help="Crystals, or a generator to ask.")
+    ],
+    n: Annotated[int, typer.Option("-n", min=1, help="Crystals to ask a generator for.")] = 1000,
+    seed: common.SeedOption = None,
+    steps: common.StepsOption = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Crystals to compare with. (default MP-20 test; novelty: mp)"),
+    ] = None,
+    potential: Annotated[
+        str | None, typer.Option(help="Relax with it and count stable crystals too.")
+    ] = None,
+    hull: Annotated[str, typer.Option(help="A hull's name or file.")] = "chgnet",
+    max_relax_steps: Annotated[
+        int | None, typer.Option(help="Relaxation steps before giving up. (default 200)")
+    ] = None,
+    workers: common.WorkersOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Measure crystals: validity, distances to a reference, uniqueness and novelty.
+
+    With --potential they are relaxed, and the fractions that are stable, unique and novel
+    are told too. All fractions are of all crystals.
+    """
+    config = common.campaign_config(
+        None,
+        {
+            "n": n,
+            "seed": seed,
+            "steps": steps,
+            "checkpoint": what,
+            "potential": potential,
+            "hulls": [hull],
+            "relaxation": {"max_steps": max_relax_steps},
+            "workers": workers,
+        },
+    )
+    metrics = _evaluate(config, Path(what), reference, stability=potential is not None)
+    found = {name: value for name, value in metrics.to_dict().items() if value is not None}
+    if as_json:
+        common.print_json(found)
+    else:
+        common.print_table(["measure", "value"], list(found.items()))
+
+
+def _evaluate(
+    config: CampaignConfig, what: Path, reference: Path | None, *, stability: bool
+) -> Metrics:
+    from flows import inputs
+    from flows.commands.structures import readable
+    from flows.evaluation import evaluate as measure
+
+    with common.terminal_progress() as progress:
+        progress.stage("start", None)
+        if stability:
+            inputs.check_stability(config)
+        known = None if reference is None else readable(reference)[1]
+        is_checkpoint = (what / "config.json").is_file() or not what.exists()
+        if is_checkpoint:
+            from symmbfn.sample import sample
+
+            inputs.check_generator(config)
+            progress.stage("generate", config.n)
+            crystals = sample(
+                config.checkpoint,
+                config.n,
+                seed=config.seed or 0,
+                steps=config.steps,
+                on_batch=progress.reach,
+            )
+            return measure(config, [one.to_structure() for one in crystals], known, stability)
+        from symmbfn.files import read_structures
+
+        entries = read_structures(what)
+        return measure(config, [entry.structure for entry in entries], known, stability)
+
+
+@data.command(
+    "import",
+    epilog="Example: symmbfn data import train.parquet more-cifs/ --out train.safetensors",
+)
+def import_data(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="CDVAE csv, parquet, extxyz, JSON lines, CIF, or folders of them."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .safetensors.")],
+    properties: Annotated[
+        list[str] | None,
+        typer.Option("--property", help="One more column to take as a property; may be repeated."),
+    ] = None,
+    symprec: Annotated[float, typer.Option(min=1e-5, help="Symmetry tolerance, A.")] = 0.1,
+    force: common.ForceOption = False,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Turn crystals and their properties into training data."""
+    common.check_output(out, force=force, endings=(".safetensors",))
+    with common.terminal_progress() as progress:
+        progress.stage("read", None)
+        from symmbfn.data import preprocess
+        from symmbfn.importers import import_crystals
+
+        found = import_crystals(files, extra_properties=properties or ())
+        progress.stage("import", len(found.structures))
+        columns = {name: column.tolist() for name, column in found.properties.items()}
+        made, dropped = preprocess(
+            found.structures, columns, symprec=symprec, on_crystal=progress.advance
+        )
+        made.save(out)
+    left_out = found.dropped + [(found.names[index], why) for index, why in dropped]
+    if as_json:
+        common.print_json(
+            {
+                "file": str(out),
+                "crystals": len(made),
+                "properties": list(made.names),
+                "dropped": [{"name": name, "reason": why} for name, why in left_out],
+            }
+        )
+        return
+    print(f"wrote {len(made)} crystals with {', '.join(made.names) or 'no properties'} to {out}")
+    if left_out:
+        print(f"left out {len(left_out)}, such as {left_out[0][0]}: {left_out[0][1]}")
+
+
+@data.command("info", epilog="Example: symmbfn data info train.safetensors")
+def data_info(
+    file: Annotated[Path, typer.Argument(help="File that `symmbfn data import` wrote.")],
+    as_json: common.JsonOption = False,
+) -> None:
+    """Tell what a file of training data holds."""
+    from symmbfn.data import CrystalData
+
+    crystals = CrystalData.load(file)
+    known = (~crystals.properties.isnan()).sum(0).tolist()
+    facts = {
+        "crystals": len(crystals),
+        "space_groups": len(crystals.group.unique()),
+        "orbits_mean": float(crystals.orbits.float().mean()),
+        "orbits_max": int(crystals.orbits.max()),
+        **{f"with {name}": count for name, count in zip(crystals.names, known, strict=True)},
+    }
+    if as_json:
+        common.print_json(facts)
+    else:
+        common.print_table(["what", "value"], list(facts.items()))

@@ -1,0 +1,198 @@
+"""`symmbfn generate`, `relax` and `screen`: each stage alone, on anyone's structures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands import common
+from flows.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+app = typer.Typer()
+
+ENDINGS = (".cif", ".extxyz", ".jsonl")
+
+
+@app.command(epilog="Example: symmbfn generate -n 100 --elements Li,Fe,O --out crystals.extxyz")
+def generate(
+    n: Annotated[int, typer.Option("-n", min=1, help="Crystals to generate.")],
+    out: common.OutOption,
+    properties: common.PropertyOption = None,
+    elements: common.ElementsOption = None,
+    exclude: common.ExcludeOption = None,
+    space_group: common.SpaceGroupOption = None,
+    max_atoms: common.MaxAtomsOption = None,
+    seed: common.SeedOption = None,
+    checkpoint: common.CheckpointOption = None,
+    steps: common.StepsOption = None,
+    force: common.ForceOption = False,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Draw crystals and write them; nothing is relaxed, judged or stored."""
+    common.check_output(out, force=force, endings=ENDINGS)
+    table = common.conditions_table(properties, elements, exclude, space_group, max_atoms)
+    config = common.campaign_config(
+        None,
+        {"n": n, "conditions": table, "seed": seed, "checkpoint": checkpoint, "steps": steps},
+    )
+    from flows import inputs
+
+    with common.terminal_progress() as progress:
+        progress.stage("start", None)
+        inputs.check_generator(config)
+        from symmbfn.files import write_structures
+        from symmbfn.sample import sample
+
+        progress.stage("generate", n)
+        crystals = sample(
+            config.checkpoint,
+            n,
+            seed=config.seed or 0,
+            steps=config.steps,
+            conditions=inputs.conditions(config),
+            on_batch=progress.reach,
+        )
+        structures = [crystal.to_structure() for crystal in crystals]
+        write_structures(out, structures, [{"space_group": one.space_group} for one in crystals])
+    if as_json:
+        common.print_json({"generated": len(structures), "file": str(out)})
+    else:
+        print(f"wrote {len(structures)} crystals to {out}")
+
+
+@app.command(epilog="Example: symmbfn relax crystals.extxyz --out relaxed.extxyz")
+def relax(
+    file: Annotated[Path, typer.Argument(help="Structures: CIF, extxyz, JSON lines, POSCAR, …")],
+    out: common.OutOption,
+    potential: common.PotentialOption = None,
+    fmax: Annotated[float | None, typer.Option(help="Largest force left. (default 0.05)")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps at most. (default 200)")] = None,
+    workers: common.WorkersOption = None,
+    force: common.ForceOption = False,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Relax cells and positions; the status of each structure is written beside it.
+
+    Structures that cannot be relaxed are counted and left out; they never stop the others.
+    """
+    common.check_output(out, force=force, endings=ENDINGS)
+    config = common.campaign_config(
+        None,
+        {
+            "potential": potential,
+            "relaxation": {"fmax": fmax, "max_steps": max_steps},
+            "workers": workers,
+        },
+    )
+    from flows import inputs
+    from flows.rows import relax_config
+
+    with common.terminal_progress() as progress:
+        progress.stage("start", None)
+        inputs.potential_info(config.potential)
+        names, structures, errors = readable(file)
+        from relax.optimize import relax_iter
+        from symmbfn.files import write_structures
+
+        progress.stage("relax", len(structures))
+        results: dict[int, Any] = {}
+        for index, result in relax_iter(structures, config.potential, relax_config(config)):
+            results[index] = result
+            progress.advance(note=f"{names[index]} {result.status}")
+        rows = [_relaxed_row(names[index], results[index]) for index in range(len(structures))]
+        kept = [
+            (results[index].structure, row)
+            for index, row in enumerate(rows)
+            if results[index].structure is not None
+        ]
+        write_structures(out, [one for one, _ in kept], [row for _, row in kept])
+    if as_json:
+        unreadable = [{"name": name, "status": "unreadable", "reason": why} for name, why in errors]
+        common.print_json(rows + unreadable)
+        return
+    converged = sum(row["status"] == "converged" for row in rows)
+    print(f"wrote {len(kept)} structures to {out}; {converged} of {len(rows)} converged")
+    for name, why in [*errors, *((r["name"], r["reason"]) for r in rows if r["reason"])]:
+        print(f"  {name}: {why}")
+
+
+@app.command(epilog="Example: symmbfn screen relaxed.extxyz --potential chgnet")
+def screen(
+    file: Annotated[Path, typer.Argument(help="Structures, best relaxed with the potential.")],
+    potential: common.PotentialOption = None,
+    hull: Annotated[str, typer.Option(help="A hull's name or file.")] = "chgnet",
+    reference: Annotated[str, typer.Option(help="Known structures, for novelty.")] = "mp",
+    as_json: common.JsonOption = False,
+) -> None:
+    """Place structures as they are against a hull; tell which are unique and novel."""
+    config = common.campaign_config(
+        None, {"potential": potential, "hulls": [hull], "reference": reference}
+    )
+    from flows import inputs
+
+    with common.terminal_progress() as progress:
+        progress.stage("start", None)
+        inputs.check_stability(config)
+        names, structures, errors = readable(file)
+        from flows.assess import assess
+        from relax.potentials import load
+
+        progress.stage("screen", len(structures))
+        energies = load(config.potential).energies_per_atom(structures)
+        rows = [
+            {"name": name, "formula": one.composition.reduced_formula, **verdict.as_dict()}
+            for name, one, verdict in zip(
+                names, structures, assess(config, structures, energies), strict=True
+            )
+        ]
+        progress.reach(len(structures))
+    if as_json:
+        unreadable = [{"name": name, "verdict": "unreadable", "reason": e} for name, e in errors]
+        common.print_json(rows + unreadable)
+        return
+    common.print_table(list(rows[0]), [list(row.values()) for row in rows])
+    for name, why in errors:
+        print(f"  {name}: {why}")
+
+
+def readable(file: Path) -> tuple[list[str], list[Structure], list[tuple[str, str]]]:
+    """Read structures: names and structures of the good entries, names and errors of the bad.
+
+    Raises:
+        ConfigError: When not one entry can be read.
+        SymmBFNError: When the file cannot be.
+    """
+    from symmbfn.files import read_structures
+
+    names, structures, errors = [], [], []
+    for entry in read_structures(file):
+        if entry.structure is None:
+            errors.append((entry.name, entry.error or "unreadable"))
+        else:
+            names.append(entry.name)
+            structures.append(entry.structure)
+    if not structures:
+        why = f"; {errors[0][0]}: {errors[0][1]}" if errors else ""
+        raise ConfigError(f"{file}: no structure in it can be read{why}")
+    return names, structures, errors
+
+
+def _relaxed_row(name: str, result: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "status": result.status,
+        "reason": result.reason or None,
+        "energy_per_atom": result.energy_per_atom,
+        "max_force": result.max_force,
+        "steps": result.steps,
+        "space_group_before": result.space_group_before,
+        "space_group_after": result.space_group_after,
+        "rmsd": result.rmsd,
+        "potential": result.potential.name,
+        "energy_scheme": result.potential.energy_scheme,
+    }

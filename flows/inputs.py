@@ -1,0 +1,130 @@
+"""What a campaign needs before it starts: its checkpoint, potential, hulls and known structures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from flows.errors import ConfigError
+from flows.settings import CampaignConfig
+
+if TYPE_CHECKING:
+    from relax.hull import Hull
+    from relax.matching import Reference
+    from relax.potentials import PotentialInfo
+    from symmbfn.checkpoint import Card
+    from symmbfn.sample import Conditions
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that the settings name, found and checked."""
+
+    card: Card
+    potential: PotentialInfo
+    hulls: tuple[Hull, ...]
+    reference: Reference
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Hashes of all of it: other content under the same name is another campaign."""
+        return (
+            self.card.sha256,
+            self.potential.weights_sha256 or self.potential.name,
+            *(hull.sha256 for hull in self.hulls),
+            self.reference.sha256,
+        )
+
+
+def check(config: CampaignConfig) -> Inputs:
+    """Find all that the settings name, before anything is written.
+
+    Raises:
+        ConfigError: An element that the potential does not know, energies that do not fit.
+        SymmBFNError: A checkpoint that is not there or not ours, or cannot meet the conditions.
+        RelaxError: No such potential, hull or reference, or how to get its weights.
+    """
+    card = check_generator(config)
+    potential, hull, reference = check_stability(config)
+    for symbol in config.conditions.elements or ():
+        if potential.elements and symbol not in potential.elements:
+            raise ConfigError(f"potential {potential.name!r} knows no element {symbol}; drop it")
+    others = tuple(load_hull(name) for name in config.hulls[1:])
+    return Inputs(card, potential, (hull, *others), reference)
+
+
+def check_generator(config: CampaignConfig) -> Card:
+    """Check that the checkpoint is there and can meet the conditions.
+
+    Raises:
+        SymmBFNError: It is not, or cannot.
+    """
+    from symmbfn.checkpoint import load_card
+    from symmbfn.sample import check_conditions
+
+    check_conditions(config.checkpoint, conditions(config))
+    return load_card(config.checkpoint)
+
+
+def check_stability(config: CampaignConfig) -> tuple[PotentialInfo, Hull, Reference]:
+    """Find potential, first hull and known structures; all hulls must fit the potential.
+
+    Raises:
+        ConfigError: The energies of potential and hull are of different schemes.
+        RelaxError: One of them is not there or cannot be read.
+    """
+    potential = potential_info(config.potential)
+    hulls = [load_hull(name) for name in config.hulls]
+    for hull in hulls:
+        if hull.energy_scheme not in (potential.energy_scheme, f"self-consistent:{potential.name}"):
+            raise ConfigError(
+                f"hull {hull.name!r} holds energies of scheme {hull.energy_scheme}, potential "
+                f"{potential.name!r} gives {potential.energy_scheme}; choose another hull "
+                "or build one with `symmbfn hull build`"
+            )
+    return potential, hulls[0], load_reference(config.reference)
+
+
+def potential_info(name: str) -> PotentialInfo:
+    """Return what is known of a potential whose weights are there.
+
+    Raises:
+        RelaxError: When there is no such potential, or how to get its weights.
+    """
+    from relax.potentials import find
+
+    return find(name)
+
+
+@lru_cache(maxsize=8)
+def load_hull(name: str) -> Hull:
+    """Load a hull once per process."""
+    from relax.hull import Hull
+
+    return Hull.load(name)
+
+
+@lru_cache(maxsize=2)
+def load_reference(name: str) -> Reference:
+    """Load known structures once per process."""
+    from relax.matching import Reference
+
+    return Reference.load(name)
+
+
+def conditions(config: CampaignConfig) -> Conditions:
+    """Turn the table of settings into the generator's own type."""
+    from symmbfn.sample import Conditions
+
+    return Conditions(**config.conditions.model_dump(exclude_none=True))
+
+
+def warm_up() -> None:
+    """Import what the stages will import anyway, while something else is being waited for."""
+    import chgnet.model
+    import torch
+
+    import symmbfn.sample
+
+    del chgnet, torch, symmbfn

@@ -1,0 +1,106 @@
+"""Maps what the other packages return to rows of the database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import Session
+
+from db import models, queries
+from db.documents import structure_to_dict
+from db.errors import DatabaseError
+from flows.settings import CampaignConfig
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+    from relax.hull import Hull
+    from relax.matching import Reference
+    from relax.optimize import RelaxConfig, RelaxResult
+    from relax.potentials import PotentialInfo
+    from symmbfn.checkpoint import Card
+
+
+def checkpoint_row(session: Session, card: Card) -> models.Checkpoint:
+    """Find or store the row of a checkpoint."""
+    return queries.register_checkpoint(
+        session,
+        models.Checkpoint(sha256=card.sha256, name=card.name, metrics=dict(card.metrics)),
+    )
+
+
+def potential_row(session: Session, info: PotentialInfo) -> models.Potential:
+    """Find or store the row of a potential."""
+    return queries.register_potential(
+        session,
+        models.Potential(
+            name=info.name,
+            weights_sha256=info.weights_sha256 or "",
+            dtype=info.dtype,
+            energy_scheme=info.energy_scheme,
+        ),
+    )
+
+
+def hull_row(session: Session, hull: Hull) -> models.Reference:
+    """Find or store the row of a hull."""
+    return queries.register_reference(
+        session,
+        models.Reference(
+            sha256=hull.sha256, kind="hull", name=hull.name, energy_scheme=hull.energy_scheme
+        ),
+    )
+
+
+def known_row(session: Session, known: Reference) -> models.Reference:
+    """Find or store the row of a set of known structures."""
+    return queries.register_reference(
+        session, models.Reference(sha256=known.sha256, kind="structures", name=known.name)
+    )
+
+
+def relax_config(config: CampaignConfig) -> RelaxConfig:
+    """Return the relaxation's own settings."""
+    from relax.optimize import RelaxConfig
+
+    return RelaxConfig(**config.relaxation.model_dump(), workers=config.workers)
+
+
+def relax_settings(config: RelaxConfig) -> dict[str, Any]:
+    """Return the settings that decide how a relaxation ends, without how it is spread out."""
+    from dataclasses import asdict
+
+    return {name: value for name, value in asdict(config).items() if name != "workers"}
+
+
+def relaxation_row(
+    candidate_id: int, potential_id: int, settings: dict[str, Any], result: RelaxResult
+) -> models.Relaxation:
+    """Return the row of a finished relaxation."""
+    return models.Relaxation(
+        candidate_id=candidate_id,
+        potential_id=potential_id,
+        settings=settings,
+        status=result.status,
+        reason=result.reason,
+        structure=_storable(result.structure),
+        energy_per_atom=result.energy_per_atom,
+        initial_energy_per_atom=result.initial_energy_per_atom,
+        max_force=result.max_force,
+        stress=None if result.stress is None else [list(map(float, row)) for row in result.stress],
+        steps=result.steps,
+        seconds=result.seconds,
+        space_group_before=result.space_group_before,
+        space_group_after=result.space_group_after,
+        rmsd=result.rmsd,
+    )
+
+
+def _storable(structure: Structure | None) -> dict[str, Any] | None:
+    """Return a structure as a document, or None where a failed relaxation left no numbers."""
+    if structure is None:
+        return None
+    try:
+        return structure_to_dict(structure)
+    except DatabaseError:
+        return None

@@ -1,0 +1,155 @@
+"""A temporary Prefect server for commands that run where none is up: early up, never left over.
+
+Prefect can start one itself, but only at the first flow run, and a killed command leaves it
+running for ever. Here it starts while the command still imports torch, and ends with its parent.
+Run as `python -m flows.server FD PARENT_PID` it is that server.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flows.errors import ConfigError
+
+_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_CLI_COLORS": "false",
+}
+_TIMEOUT_SECONDS = 120.0
+
+
+def set_environment() -> None:
+    """Keep Prefect quiet and offline; call it before prefect is imported. The user's values win."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+class TemporaryServer:
+    """A Prefect server on a free loopback port, in a process that dies with this one."""
+
+    def __init__(self) -> None:
+        """Start the process; it answers some seconds later."""
+        self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8")
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(128)
+            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            descriptor = listener.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.server", str(descriptor), str(os.getpid())],
+                pass_fds=[descriptor],
+                env={**os.environ, "PREFECT_UI_ENABLED": "false"},
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the command; the server must see its end
+            )
+
+    def wait(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            ConfigError: When it ended or stayed silent for two minutes.
+        """
+        import httpx
+
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                try:
+                    if client.get(f"{self.url}/health").is_success:
+                        return
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.1)
+        self._log.seek(0)
+        said = self._log.read().strip()
+        raise ConfigError(
+            "Prefect's temporary server did not start: "
+            f"{said.splitlines()[-1] if said else 'no answer in two minutes'}; "
+            "start one with `prefect server start` and set PREFECT_API_URL"
+        )
+
+    def stop(self) -> None:
+        """Ask the server to end; one that is still making its tables finishes that first."""
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        self._log.close()
+
+
+def start_if_needed() -> TemporaryServer | None:
+    """Start a server unless the environment or a Prefect profile names one."""
+    if os.environ.get("PREFECT_API_URL"):
+        return None
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    if (home / "profiles.toml").exists():
+        from prefect.settings import PREFECT_API_URL
+
+        if PREFECT_API_URL.value():
+            return None
+    return TemporaryServer()
+
+
+@contextmanager
+def starting() -> Iterator[TemporaryServer | None]:
+    """Start a server if one is needed, without waiting for it; end it after the block."""
+    server = start_if_needed()
+    try:
+        yield server
+    finally:
+        if server is not None:
+            server.stop()
+
+
+@contextmanager
+def ready(server: TemporaryServer | None) -> Iterator[None]:
+    """Wait for the server and point Prefect at it within the block.
+
+    Raises:
+        ConfigError: When the server did not start.
+    """
+    if server is None:
+        yield
+        return
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    server.wait()
+    with temporary_settings(updates={PREFECT_API_URL: server.url}):
+        yield
+
+
+def _serve(descriptor: int, parent: int) -> None:
+    """Serve on an inherited socket until told to stop or left by the parent."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True)
+    server = uvicorn.Server(uvicorn.Config(app, fd=descriptor, log_level="error", lifespan="on"))
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        server.should_exit = True
+        time.sleep(_TIMEOUT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    server.run()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

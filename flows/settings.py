@@ -1,0 +1,281 @@
+"""The settings of a campaign: one frozen model for TOML files, the command line and Prefect."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from flows.errors import ConfigError
+
+# What tells how or where to run, but not what comes out.
+_NOT_IN_IDENTITY = frozenset({"database", "workers", "key", "lease_seconds"})
+
+
+class _Settings(BaseModel):
+    """Frozen, and strict about names: a misspelt setting must never be ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ConditionSettings(_Settings):
+    """What to ask of the generator; everything is optional."""
+
+    properties: dict[str, float] = Field(
+        default_factory=dict, description="Target values, for example band_gap = 1.5 (eV)."
+    )
+    elements: tuple[str, ...] | None = Field(default=None, description="Only these elements.")
+    exclude: tuple[str, ...] = Field(default=(), description="None of these elements.")
+    space_groups: tuple[int, ...] | None = Field(
+        default=None, description="Only these groups, 1 to 230."
+    )
+    max_atoms: int | None = Field(
+        default=None, ge=1, le=500, description="Atoms in the primitive cell."
+    )
+
+    @field_validator("elements", "exclude")
+    @classmethod
+    def _known_elements(cls, symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if not symbols:
+            return symbols
+        from ase.data import chemical_symbols
+
+        known = chemical_symbols[1:]
+        for symbol in symbols:
+            if symbol not in known:
+                hint = symbol.capitalize() in known and f"did you mean {symbol.capitalize()!r}?"
+                raise ValueError(
+                    f"unknown element {symbol!r}; {hint or 'write symbols such as Li, Fe, O'}"
+                )
+        return tuple(sorted(set(symbols), key=known.index))
+
+    @field_validator("space_groups")
+    @classmethod
+    def _known_groups(cls, groups: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        for group in groups or ():
+            if not 1 <= group <= 230:
+                raise ValueError(f"no space group {group}; they run from 1 to 230")
+        return groups if groups is None else tuple(sorted(set(groups)))
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> ConditionSettings:
+        if self.elements is not None and not set(self.elements) - set(self.exclude):
+            raise ValueError("elements is empty, or exclude takes all of them away")
+        if self.space_groups is not None and not self.space_groups:
+            raise ValueError("space_groups is empty; leave it out to allow all 230")
+        return self
+
+
+class RelaxationSettings(_Settings):
+    """When a relaxation ends."""
+
+    fmax: float = Field(default=0.05, gt=0, le=10, description="Largest force left, eV/A.")
+    max_steps: int = Field(
+        default=200, ge=1, le=100_000, description="Steps before it is given up."
+    )
+
+
+class ThresholdSettings(_Settings):
+    """Energies above the hull, eV/atom, that divide candidates into tiers."""
+
+    stable: float = Field(default=0.0, description="At or below: stable.")
+    metastable: float = Field(default=0.1, description="At or below: metastable.")
+    suspect: float = Field(default=-0.3, description="Below: a hole of the potential is likelier.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ThresholdSettings:
+        if not self.suspect < self.stable <= self.metastable:
+            raise ValueError("thresholds must rise: suspect < stable <= metastable")
+        return self
+
+
+class CampaignConfig(_Settings):
+    """All the settings of one campaign; also the parameter schema of the Prefect flow."""
+
+    n: int = Field(default=64, ge=1, le=10_000_000, description="How many crystals to generate.")
+    seed: int | None = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="The same seed gives the same crystals. None, for schedules: each flow run "
+        "has its own.",
+    )
+    checkpoint: str = Field(default="mp20", description="A shipped checkpoint's name, or a folder.")
+    steps: int | None = Field(default=None, ge=1, le=10_000, description="Sampling steps.")
+    batch_size: int = Field(default=256, ge=1, le=100_000, description="Crystals per stored batch.")
+    potential: str = Field(default="chgnet", description="A potential's name or path.")
+    hulls: tuple[str, ...] = Field(
+        default=("chgnet",),
+        min_length=1,
+        description="Names or files; the first one gives the verdict.",
+    )
+    reference: str = Field(
+        default="mp", description="Known structures that novelty is measured against."
+    )
+    conditions: ConditionSettings = ConditionSettings()
+    relaxation: RelaxationSettings = RelaxationSettings()
+    thresholds: ThresholdSettings = ThresholdSettings()
+    database: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL; None: SYMMBFN_DB, or a file in the working folder.",
+    )
+    key: str | None = Field(
+        default=None,
+        pattern=r"^[\w.:@-]{1,100}$",
+        description="The campaign's name and idempotency key; None: made from the settings.",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, le=1024, description="Processes; None: one per core."
+    )
+    lease_seconds: int = Field(
+        default=300,
+        ge=10,
+        le=86_400,
+        description="A claimed candidate is free again after this silence.",
+    )
+
+    @classmethod
+    def from_toml(
+        cls, path: str | Path, overrides: Mapping[str, Any] | None = None
+    ) -> CampaignConfig:
+        """Read a campaign file.
+
+        Args:
+            path: The TOML file.
+            overrides: Settings that win over the file's; nested tables are merged.
+
+        Raises:
+            ConfigError: In one line, the file, the wrong key and the nearest right one.
+        """
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: {error.strerror}; give a campaign file such as examples/campaign.toml"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a TOML file: {one_line(error)}") from error
+        return cls.build(_merged(table, overrides or {}), where=str(path))
+
+    @classmethod
+    def build(cls, table: Mapping[str, Any], *, where: str) -> CampaignConfig:
+        """Check settings that came from `where`, a file or the command line.
+
+        Raises:
+            ConfigError: In one line, where, the wrong key and the remedy.
+        """
+        try:
+            return cls.model_validate(dict(table))
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {_explain(cls, error)}") from error
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide what comes out, without where and how it runs."""
+        return self.model_dump(mode="json", exclude=set(_NOT_IN_IDENTITY))
+
+    def idempotency_key(self, *fingerprints: str) -> str:
+        """Return `key`, or one made of the identity and of the hashes of what it names.
+
+        Args:
+            fingerprints: Hashes of the checkpoint, potential, hulls and reference, so that
+                a retrained checkpoint under the same name is another campaign.
+        """
+        if self.key is not None:
+            return self.key
+        text = json.dumps([self.identity(), *fingerprints], sort_keys=True)
+        return f"discover-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def with_run_seed(self, run_id: str) -> CampaignConfig:
+        """Return self, or a copy whose missing seed follows from the flow run's id."""
+        if self.seed is not None:
+            return self
+        return self.model_copy(update={"seed": derived_seed(run_id) % 2**31})
+
+    @property
+    def number_of_batches(self) -> int:
+        """How many batches the crystals are drawn in."""
+        return math.ceil(self.n / self.batch_size)
+
+    def size_of_batch(self, number: int) -> int:
+        """Return how many crystals a batch has; the last one may be smaller."""
+        return min(self.batch_size, self.n - number * self.batch_size)
+
+    def batch_seed(self, number: int) -> int:
+        """Return the seed of a batch, the same in every process and on every machine."""
+        return derived_seed(f"{self.seed}:{number}")
+
+
+def derived_seed(text: str) -> int:
+    """Return 63 bits of the text's SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return '; did you mean …?' with the nearest known word, or all of them if they are few."""
+    folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(folded), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {folded[close[0]]!r}?"
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 25 else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message with its line breaks taken out."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def parse_property(text: str) -> tuple[str, float]:
+    """Return name and value of `NAME=VALUE`.
+
+    Raises:
+        ConfigError: When it has another form.
+    """
+    name, equals, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name.strip() or not equals or not math.isfinite(number):
+        raise ConfigError(f"--property {text!r}: write NAME=VALUE, for example band_gap=1.5")
+    return name.strip(), number
+
+
+def _merged(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(table)
+    for name, value in overrides.items():
+        old = result.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            result[name] = _merged(old, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    """Say the first of pydantic's findings in one line."""
+    finding = error.errors(include_url=False)[0]
+    path = [str(part) for part in finding["loc"]]
+    key = ".".join(path)
+    if finding["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{nearest(path[-1], _keys(model, path[:-1]))}"
+    message = finding["msg"].removeprefix("Value error, ")
+    if finding["type"] not in {"value_error", "missing"}:
+        message = f"{message[:1].lower()}{message[1:]}, got {finding['input']!r}"
+    return f"{key}: {message}" if key else message
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Return the allowed keys of the table at `path`."""
+    for part in path:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,53 @@
+"""Prefect tasks around the stages: retries and limits, no science; only numbers travel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from flows import stage_generate, stage_relax, stage_screen
+from flows.settings import CampaignConfig
+
+
+def is_transient(task: Any, task_run: Any, state: Any) -> bool:
+    """Tell whether a failed task may do better: a lost or locked database, never bad input."""
+    from sqlalchemy.exc import DBAPIError
+
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, DBAPIError | OSError) or isinstance(error.__cause__, DBAPIError)
+
+
+# Each stage goes on from what the database holds, so that a retry never repeats finished work;
+# a limit on the tag, `prefect concurrency-limit create symmbfn-relax 1`, is shared by all runs.
+_RETRYING: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": [5, 30, 120],
+    "retry_condition_fn": is_transient,
+    "cache_policy": NO_CACHE,
+}
+
+
+@task(**_RETRYING)
+def start(config: CampaignConfig) -> int:
+    """Find or start the campaign; return its row number."""
+    return stage_generate.open_campaign(config)
+
+
+@task(tags=["symmbfn-generate"], task_run_name="generate-{number}", **_RETRYING)
+def generate(config: CampaignConfig, campaign: int, number: int) -> None:
+    """Draw and store one batch of crystals."""
+    stage_generate.generate_batch(config, campaign, number)
+
+
+@task(tags=["symmbfn-relax"], **_RETRYING)
+def relax(config: CampaignConfig, campaign: int) -> None:
+    """Relax and store what is not relaxed yet."""
+    stage_relax.relax_pending(config, campaign)
+
+
+@task(tags=["symmbfn-screen"], **_RETRYING)
+def screen(config: CampaignConfig, campaign: int) -> None:
+    """Judge and store what has no verdict yet."""
+    stage_screen.screen_pending(config, campaign)

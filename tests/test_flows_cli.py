@@ -1,0 +1,231 @@
+"""The `symmbfn` command: help, and one clear line with exit code 2 for every bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from flows.cli import app, run
+from flows.commands.query import ExportFormat, file_name, guarded
+from tests.flows_support import crystals, tiny_checkpoint
+
+COMMANDS = [
+    ["discover"],
+    ["generate"],
+    ["relax"],
+    ["screen"],
+    ["candidates"],
+    ["show"],
+    ["export"],
+    ["train"],
+    ["evaluate"],
+    ["data", "import"],
+    ["data", "info"],
+    ["hull", "build"],
+    ["hull", "import"],
+    ["hull", "info"],
+    ["potentials"],
+    ["db", "upgrade"],
+    ["db", "info"],
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SYMMBFN_DB", raising=False)
+    return tmp_path
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(f): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def refused(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str], *says: str
+) -> None:
+    """Check that arguments give exit code 2, one line, and no file."""
+    before = listing(folder)
+    code = run(arguments)
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    for words in says:
+        assert words in captured.err
+    assert listing(folder) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Example: symmbfn {' '.join(command)}" in shown
+
+
+def test_no_command_is_missing_from_the_list_above() -> None:
+    def names(group: object, prefix: list[str]) -> list[list[str]]:
+        found = []
+        for name, command in group.commands.items():  # type: ignore[attr-defined]
+            nested = hasattr(command, "commands")
+            found += names(command, [*prefix, name]) if nested else [[*prefix, name]]
+        return found
+
+    assert sorted(names(typer.main.get_command(app), [])) == sorted(COMMANDS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from flows.cli import run; run(['--help']); "
+        "print([m for m in ('torch', 'prefect', 'pymatgen', 'sqlalchemy') if m in sys.modules])"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["discver"], "No such command 'discver'"),
+        (["discover", "--elments", "Li"], "--elements"),
+        (["discover", "-n", "many"], "'-n'"),
+        (["discover", "-n", "0"], "n: input should be greater"),
+        (["discover", "--seed", "-1"], "seed: "),
+        (["discover", "--elements", "Li,Fo"], "unknown element 'Fo'"),
+        (["discover", "--elements", "Li", "--exclude", "Li"], "exclude takes all of them away"),
+        (["discover", "--space-group", "300"], "no space group 300"),
+        (["discover", "--space-group", "cubic"], "space_groups"),
+        (["discover", "--property", "band_gap"], "write NAME=VALUE"),
+        (["discover", "--key", "a b"], "key: "),
+        (["discover", "nothing.toml"], "nothing.toml: No such file"),
+        (["discover", "--checkpoint", "nothing"], "checkpoint nothing does not exist"),
+        (["generate", "-n", "2"], "Missing option '--out'"),
+        (["generate", "-n", "2", "--out", "x.pdf"], "must end in .cif, .extxyz, .jsonl"),
+        (["generate", "-n", "2", "--out", "no/x.cif"], "no folder"),
+        (["relax", "nothing.cif", "--out", "x.cif"], "nothing.cif"),
+        (["relax", "nothing.cif", "--out", "x.cif", "--potential", "magic"], "'magic'"),
+        (["screen", "nothing.cif", "--potential", "magic"], "'magic'"),
+        (["candidates"], "symmbfn discover"),
+        (["candidates", "--limit", "0"], "--limit"),
+        (["candidates", "--format", "xml"], "--format"),
+        (["show"], "Missing argument 'ID'"),
+        (["show", "sbfn-1"], "symmbfn discover"),
+        (["export", "is_stable = TRUE"], "Missing option '--to'"),
+        (["candidates", "--db", "nonsense"], "nonsense"),
+        (["train", "nothing.safetensors", "--out", "x"], "nothing.safetensors"),
+        (["data", "import", "nothing.csv", "--out", "x.safetensors"], "nothing.csv"),
+        (["data", "info", "nothing.safetensors"], "nothing.safetensors"),
+        (["evaluate", "nothing.cif"], "nothing.cif"),
+        (["hull", "info", "nothing.csv"], "nothing.csv"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], says: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(arguments, place, capsys, says)
+
+
+def test_a_wrong_key_in_a_campaign_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "mine.toml").write_text("[conditions]\nelemnts = ['Li']\n")
+    refused(["discover", "mine.toml"], place, capsys, "mine.toml", "conditions.elemnts", "elements")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--property", "colour=1"], "colour"),
+        (["--elements", "Fe"], "Fe"),
+        (["--space-group", "2"], "2"),
+    ],
+)
+def test_what_the_generator_was_never_shown(
+    options: list[str],
+    says: str,
+    checkpoint: Path,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["generate", "-n", "1", "--checkpoint", str(checkpoint), "--out", "x.cif"]
+    refused([*arguments, *options], place, capsys, says)
+
+
+def test_a_truncated_and_a_foreign_checkpoint(
+    checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = place / "broken"
+    broken.mkdir()
+    for file in checkpoint.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    arguments = ["generate", "-n", "1", "--out", "x.cif", "--checkpoint"]
+    refused([*arguments, str(broken)], place, capsys, "broken", "truncated")
+    (broken / "config.json").write_text("{}")
+    refused([*arguments, str(broken)], place, capsys, "broken", "not ours")
+
+
+def test_a_file_without_a_readable_structure(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "bad.cif").write_text("this is no crystal\n")
+    refused(["relax", "bad.cif", "--out", "x.cif"], place, capsys, "bad.cif")
+    refused(["screen", "bad.cif"], place, capsys, "bad.cif")
+
+
+def test_an_output_file_is_never_overwritten_silently(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "x.cif").write_text("precious")
+    refused(["generate", "-n", "1", "--out", "x.cif"], place, capsys, "x.cif", "--force")
+
+
+def test_generate_writes_what_was_asked_for(
+    checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from symmbfn.files import read_structures
+
+    options = ["--checkpoint", str(checkpoint), "--steps", "3", "--elements", "Ca,Mg,O"]
+    assert run(["generate", "-n", "3", "--out", "a.extxyz", *options]) == 0
+    assert run(["generate", "-n", "3", "--out", "b.extxyz", *options]) == 0
+    assert run(["generate", "-n", "3", "--out", "c.extxyz", "--seed", "1", *options]) == 0
+    assert "wrote 3 crystals to a.extxyz" in capsys.readouterr().out
+    texts = [(place / f"{name}.extxyz").read_text() for name in "abc"]
+    assert texts[0] == texts[1] != texts[2]
+    for entry in read_structures(place / "a.extxyz"):
+        assert entry.structure is not None
+        assert set(entry.structure.symbol_set) <= {"Ca", "Mg", "O"}
+
+
+def test_data_are_imported_and_described(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from symmbfn.files import write_structures
+
+    structures = crystals()
+    write_structures("mine.jsonl", structures, [{"band_gap": 1.0}] * len(structures))
+    assert run(["data", "import", "mine.jsonl", "--out", "mine.safetensors"]) == 0
+    assert "wrote 9 crystals with band_gap" in capsys.readouterr().out
+    assert run(["data", "info", "mine.safetensors", "--json"]) == 0
+    assert '"crystals": 9' in capsys.readouterr().out
+
+
+def test_names_and_cells_cannot_harm() -> None:
+    assert file_name("sbfn-1", "LiFe(PO4)", ExportFormat.CIF) == "sbfn-1_LiFePO4.cif"
+    assert file_name("../../etc/x", "..\\a/b", ExportFormat.POSCAR) == "etcx_ab.vasp"
+    assert guarded('=HYPERLINK("x")') == '\'=HYPERLINK("x")'
+    assert [guarded(value) for value in ("+1", "@a", "LiO", -0.5)] == ["'+1", "'@a", "LiO", -0.5]
