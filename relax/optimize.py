@@ -1,0 +1,170 @@
+"""Relaxes crystals, cell and positions together; what becomes of each is data, never an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from relax.errors import RelaxError
+from relax.potentials import Potential, PotentialInfo, find, load
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pymatgen.core import Structure
+
+
+class Status(StrEnum):
+    """How a relaxation ended; only `converged` can be stable."""
+
+    CONVERGED = "converged"
+    STEP_LIMIT = "step_limit"  # forces or stress still too large after max_steps
+    EXPLODED = "exploded"  # the volume left its bounds
+    OVERLAP = "overlap"  # two atoms too close, found before any calculation
+    NON_FINITE = "non_finite"  # NaN or infinity in the input, or in what the potential returned
+    UNSUPPORTED_ELEMENT = "unsupported_element"  # the potential was not trained on it
+    FAILED = "failed"  # anything else; the reason says what
+
+
+@dataclass(frozen=True)
+class RelaxConfig:
+    """Settings of a relaxation.
+
+    Attributes:
+        fmax: Largest force left on an atom, eV/Å; the gradient with respect to the cell, divided
+            by the number of atoms' exponent as ASE's FrechetCellFilter does, must be below it, too.
+        max_steps: Steps before it is given up. Of crystals that converge at all, nearly all do so
+            within it (benchmarks/relaxation.py).
+        workers: Processes, each with one thread; None is one per core (never more than
+            structures), 0 relaxes in the calling process.
+        timeout: Seconds for one structure, None for no limit; needs workers.
+        min_distance: Atoms nearer than this overlap, Å.
+        max_volume_ratio: Growth or shrinkage of the cell beyond this factor is an explosion.
+        symprec: Tolerance for the space groups reported, Å.
+        device: Of torch.
+        dtype: `float32` or `float64`; None is the potential's own.
+    """
+
+    fmax: float = 0.05
+    max_steps: int = 500
+    workers: int | None = None
+    timeout: float | None = None
+    min_distance: float = 0.5
+    max_volume_ratio: float = 4.0
+    symprec: float = 0.1
+    device: str = "cpu"
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be meant."""
+        for name in ("fmax", "min_distance", "symprec"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise RelaxError(f"relaxation: {name} = {getattr(self, name)} must be positive")
+        if self.max_steps < 0 or (self.workers is not None and self.workers < 0):
+            raise RelaxError("relaxation: max_steps and workers must not be negative")
+        if self.timeout is not None and not self.timeout > 0:
+            raise RelaxError(f"relaxation: timeout = {self.timeout} must be positive, or None")
+        if not self.max_volume_ratio > 1:
+            raise RelaxError(
+                f"relaxation: max_volume_ratio = {self.max_volume_ratio} must be above 1"
+            )
+
+
+@dataclass(frozen=True)
+class RelaxResult:
+    """What became of one structure.
+
+    Attributes:
+        status: How it ended.
+        reason: Why, for anything but `converged`; else empty.
+        structure: As it was left; None where nothing finite is left, or it never started.
+        initial_energy_per_atom: Of the input, eV/atom; None if it was never computed.
+        energy_per_atom: Of `structure`, eV/atom.
+        max_force: Largest force on an atom of `structure`, eV/Å.
+        stress: Of `structure`, eV/Å³, symmetric (3, 3), positive under tension as in ASE.
+        steps: Optimiser steps taken.
+        seconds: Wall-clock time.
+        space_group_before: Number, 1 to 230, of the input; None if it has none to be found.
+        space_group_after: Likewise of `structure`.
+        rmsd: Root mean square displacement of the atoms without a common shift, Å, with fractional
+            displacements measured in the relaxed cell.
+        potential: What relaxed it.
+    """
+
+    status: Status
+    reason: str
+    structure: Structure | None
+    initial_energy_per_atom: float | None
+    energy_per_atom: float | None
+    max_force: float | None
+    stress: NDArray[np.float64] | None
+    steps: int
+    seconds: float
+    space_group_before: int | None
+    space_group_after: int | None
+    rmsd: float | None
+    potential: PotentialInfo
+
+
+def relax(
+    structures: Sequence[Structure],
+    potential: str | Potential = "chgnet",
+    config: RelaxConfig | None = None,
+) -> list[RelaxResult]:
+    """Relax structures; see `relax_iter`.
+
+    Returns:
+        One result per structure, in their order.
+    """
+    results = dict(relax_iter(structures, potential, config))
+    return [results[index] for index in range(len(structures))]
+
+
+def relax_iter(
+    structures: Sequence[Structure],
+    potential: str | Potential = "chgnet",
+    config: RelaxConfig | None = None,
+) -> Iterator[tuple[int, RelaxResult]]:
+    """Relax structures and yield each result as soon as it is there.
+
+    A structure that fails, and even one that takes its process with it (out of memory), costs
+    nothing but itself.
+
+    Args:
+        structures: Not changed.
+        potential: A name or path as for `relax.potentials.load`, or a loaded potential, which
+            relaxes in the calling process.
+        config: Settings; None for the defaults.
+
+    Yields:
+        Index into `structures`, and its result; in the order in which they finish.
+
+    Raises:
+        RelaxError: There is no such potential, its weights cannot be had, or the worker processes
+            cannot start.
+    """
+    from relax.relaxation import flaw_of, relax_one
+    from relax.workers import run_in_workers
+
+    config = config or RelaxConfig()
+    if isinstance(potential, Potential) or config.workers == 0:
+        loaded = (
+            potential
+            if isinstance(potential, Potential)
+            else load(potential, device=config.device, dtype=config.dtype)
+        )
+        for index, structure in enumerate(structures):
+            yield index, relax_one(structure, loaded, config)
+        return
+    info = find(potential)
+    sound: list[int] = []
+    for index, structure in enumerate(structures):
+        flawed = flaw_of(structure, info, config)
+        if flawed is None:
+            sound.append(index)
+        else:
+            yield index, flawed
+    yield from run_in_workers({index: structures[index] for index in sound}, potential, config)

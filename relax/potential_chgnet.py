@@ -1,0 +1,205 @@
+"""CHGNet 0.3.0 as a potential; its weights ship with its package.
+
+Deng et al., Nature Machine Intelligence 5, 1031 (2023). Its targets hold the Materials Project's
+2020 corrections, so its energies are of scheme `mp2020` as they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from relax.chgnet_graph import crystal_graph
+from relax.errors import RelaxError
+from relax.potentials import Potential, PotentialInfo, Source, sha256_of
+
+if TYPE_CHECKING:
+    import torch
+    from ase import Atoms
+    from chgnet.graph import CrystalGraph
+    from chgnet.model import CHGNet
+    from numpy.typing import NDArray
+    from pymatgen.core import Structure
+
+_FILE = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
+_SHA256 = "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1"
+_ELEMENTS = frozenset(chemical_symbols[1:95]) - {"Po", "At", "Rn", "Fr", "Ra"}
+_BATCH_ATOMS = 160  # larger batches are no faster on a CPU (measured), and take more memory
+_DTYPE = "float32"
+
+
+class ChgnetPotential(Potential):
+    """CHGNet, loaded."""
+
+    def __init__(self, model: CHGNet, info: PotentialInfo) -> None:
+        """Wrap a model that is on its device."""
+        self.info = info
+        self._model = model
+
+    def calculator(self) -> Calculator:
+        """Return an ASE calculator; see the base class."""
+        return _ChgnetCalculator(self._model)
+
+    def energies_per_atom(self, structures: Sequence[Structure]) -> NDArray[np.float64]:
+        """Return energies, computed in batches of crystals of like size; see the base class."""
+        energies = np.full(len(structures), np.nan)
+        batch: list[int] = []
+        graphs: list[CrystalGraph] = []
+        atoms = 0
+        for index in sorted(range(len(structures)), key=lambda i: len(structures[i])):
+            try:
+                graph = _graph_of(structures[index])
+            except Exception:  # whatever the neighbour search dislikes costs one structure only
+                continue
+            if batch and atoms + len(structures[index]) > _BATCH_ATOMS:
+                energies[batch] = self._energies(graphs)
+                batch, graphs, atoms = [], [], 0
+            batch.append(index)
+            graphs.append(graph)
+            atoms += len(structures[index])
+        if batch:
+            energies[batch] = self._energies(graphs)
+        return energies
+
+    def _energies(self, graphs: list[CrystalGraph]) -> NDArray[np.float64]:
+        import torch
+
+        device = next(self._model.parameters()).device
+        with torch.no_grad():
+            result = self._model([graph.to(device) for graph in graphs], task="e")
+        energies: NDArray[np.float64] = result["e"].cpu().numpy().astype(float)
+        return energies
+
+
+class _ChgnetCalculator(Calculator):
+    """Energy, forces and stress from one backward pass.
+
+    CHGNet's own calculator makes two passes that keep their graphs for training, computes magnetic
+    moments, and rebuilds the crystal graph in Python: three times as slow for the same numbers.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(self, model: CHGNet) -> None:
+        super().__init__()
+        self._model = model
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `results`: eV, eV/Å (N, 3), eV/Å³ (6, Voigt order)."""
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        lattice = self.atoms.cell.array
+        graph = crystal_graph(
+            self.atoms.numbers, lattice, self.atoms.get_scaled_positions(wrap=False)
+        )
+        energy, forces, strain_gradient = _energy_and_gradients(self._model, graph)
+        stress = strain_gradient / abs(np.linalg.det(lattice))
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": forces,
+            "stress": full_3x3_to_voigt_6_stress(stress),
+        }
+
+
+def _energy_and_gradients(
+    model: CHGNet, graph: CrystalGraph
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Compute energy (eV), forces (eV/Å, (N, 3)) and dE/dstrain (eV, (3, 3)) of one crystal."""
+    import torch
+    from chgnet.model.model import BatchedGraph
+
+    device = next(model.parameters()).device
+    graph = graph.to(device)
+    with warnings.catch_warnings():  # it copies the strained volume, which we do not use
+        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
+        batch = BatchedGraph.from_graphs(
+            [graph],
+            bond_basis_expansion=model.bond_basis_expansion,
+            angle_basis_expansion=model.angle_basis_expansion,
+            compute_stress=True,
+        )
+    per_atom = model._compute(batch)["e"] + model.composition_model([graph])
+    energy = per_atom.sum() * len(graph.atomic_number)
+    minus_forces, strain_gradient = torch.autograd.grad(
+        energy, (batch.atom_positions[0], batch.strains[0])
+    )
+    return float(energy.detach()), -_array(minus_forces), _array(strain_gradient)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = tensor.detach().cpu().numpy().astype(float)
+    return array
+
+
+def _graph_of(structure: Structure) -> CrystalGraph:
+    numbers = np.array([site.specie.Z for site in structure])
+    return crystal_graph(numbers, structure.lattice.matrix, structure.frac_coords)
+
+
+@cache
+def _weights() -> Path | None:
+    spec = find_spec("chgnet")  # finds the package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0]) / _FILE
+    return path if path.is_file() else None
+
+
+def _info() -> PotentialInfo:
+    here = _weights() is not None
+    return PotentialInfo(
+        name="chgnet",
+        energy_scheme="mp2020",
+        dtype=_DTYPE,
+        weights_sha256=_SHA256,
+        available=here,
+        how_to_get="" if here else "pip install chgnet==0.4.2 (the weights are in the package)",
+        elements=_ELEMENTS,
+    )
+
+
+def _load(device: str, dtype: str | None) -> ChgnetPotential:
+    path = _weights()
+    if path is None:
+        raise RelaxError(f"the weights of chgnet are missing; {_info().how_to_get}")
+    if dtype not in (None, _DTYPE):
+        raise RelaxError(f"chgnet computes in {_DTYPE}, not {dtype}; leave the dtype out")
+    if (found := sha256_of(path)) != _SHA256:
+        raise RelaxError(
+            f"{path} has sha256 {found[:12]}…, CHGNet 0.3.0 has {_SHA256[:12]}…; "
+            "reinstall chgnet==0.4.2"
+        )
+    return ChgnetPotential(_read_model(path, device), _info())
+
+
+def _read_model(path: Path, device: str) -> CHGNet:
+    import torch
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        from chgnet.model import CHGNet
+
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        model = CHGNet.from_dict(state, version="0.3.0", mlp_out_bias=False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)  # only positions and strain are differentiated
+    return model.to(device).eval()
+
+
+SOURCES = {"chgnet": Source(info=_info, load=_load)}

@@ -1,0 +1,271 @@
+"""MACE foundation models as potentials, by name or from a file of weights.
+
+Batatia et al., arXiv:2401.00096 (MACE-MP), and the authors' releases. The files are pickles, which
+run code when read, so they are read only if they have the SHA-256 that is pinned here, or if the
+user names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ase.data import chemical_symbols
+
+from relax.errors import RelaxError
+from relax.potentials import Potential, PotentialInfo, Source, sha256_of
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+_ELEMENTS = frozenset(chemical_symbols[1:95]) - {"Po", "At", "Rn", "Fr", "Ra"}
+_DTYPE = "float64"  # what its authors advise for relaxation
+_UNSAFE_LOADING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+@dataclass(frozen=True)
+class Release:
+    """Published weights.
+
+    Attributes:
+        key: Their name in mace-torch.
+        file: Their name as published; mace-torch keeps it without punctuation in its cache.
+        energy_scheme: See `relax.potentials.PotentialInfo`.
+        sha256: Of the file, as several independent projects record it.
+    """
+
+    key: str
+    file: str
+    energy_scheme: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Where mace-torch keeps them (mace.tools.utils.get_cache_dir)."""
+        cache_folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mace"
+        return cache_folder / "".join(c for c in self.file if c.isalnum() or c == "_")
+
+
+RELEASES = {
+    "mace-mp-0b-small": Release(
+        "small-0b",
+        "mace_agnesi_small.model",
+        "pbe-u-raw",
+        "7e3a0abcaf41e03a80e69f778e1b11b29de1cca704783dc25917a736392f8cf0",
+    ),
+    "mace-mp-0b-medium": Release(
+        "medium-0b",
+        "mace_agnesi_medium.model",
+        "pbe-u-raw",
+        "ab8baff639a8f295f3eccad3d3ccf574efb6fb63220bd52cd88664211569e521",
+    ),
+    "mace-mp-0b2-small": Release(
+        "small-0b2",
+        "mace-small-density-agnesi-stress.model",
+        "pbe-u-raw",
+        "d5773bf9440e96d6eb8c598f84bd0e6369fcfa432f626a87f890e07da3c651c9",
+    ),
+    "mace-mp-0b2-medium": Release(
+        "medium-0b2",
+        "mace-medium-density-agnesi-stress.model",
+        "pbe-u-raw",
+        "a90be07c8aa6623c390fcc4653d3e319c4a356f8b4a53d323f96b2012d375caf",
+    ),
+    "mace-mp-0b2-large": Release(
+        "large-0b2",
+        "mace-large-density-agnesi-stress.model",
+        "pbe-u-raw",
+        "348390e758e1c90011c7675e864850f8e9c5b3e7c217f79a2b4bad1baaa657ad",
+    ),
+    "mace-mp-0b3-medium": Release(
+        "medium-0b3",
+        "mace-mp-0b3-medium.model",
+        "pbe-u-raw",
+        "2f2be696351ac9e94fbe01cdfb6f017679acdbd2db7645209ef55fec9826b012",
+    ),
+    "mace-mpa-0-medium": Release(
+        "medium-mpa-0",
+        "mace-mpa-0-medium.model",
+        "pbe-u-raw",
+        "75428afe3a1d7d8062e19bcaabd5c433623cabf308242ec9fb493e38604fb638",
+    ),
+    "mace-omat-0-small": Release(
+        "small-omat-0",
+        "mace-omat-0-small.model",
+        "omat24-pbe",
+        "0abfde07862cf1e93b8b4d03cb702f29ce9c344ff2fc4de2ec0d7166d6c113a5",
+    ),
+    "mace-omat-0-medium": Release(
+        "medium-omat-0",
+        "mace-omat-0-medium.model",
+        "omat24-pbe",
+        "d4b14be9afa294eebdbe31a0280b26a0fa29715771e978cbfd3ca24e0d90307a",
+    ),
+    "mace-matpes-pbe-0": Release(
+        "mace-matpes-pbe-0",
+        "MACE-matpes-pbe-omat-ft.model",
+        "matpes-pbe",
+        "e618ad582b84239905b9c3b77ce6e9ce111b0ecd1533223a1a6aac7a696b8aa0",
+    ),
+    "mace-matpes-r2scan-0": Release(
+        "mace-matpes-r2scan-0",
+        "MACE-matpes-r2scan-omat-ft.model",
+        "matpes-r2scan",
+        "8f147ecffa1d06a696e5648b13b81abda9c96fda9d0fb3faba3cd3fb27d9bba9",
+    ),
+}
+
+
+class MacePotential(Potential):
+    """A MACE model, loaded."""
+
+    def __init__(self, model: Any, info: PotentialInfo, device: str) -> None:
+        """Wrap a model that was read from its file."""
+        self.info = info
+        self._model = model
+        self._device = device
+
+    def calculator(self) -> Calculator:
+        """Return an ASE calculator; see the base class."""
+        with _mace_imported():
+            from mace.calculators import MACECalculator
+
+            calculator: Calculator = MACECalculator(
+                models=[self._model], device=self._device, default_dtype=self.info.dtype
+            )
+        return calculator
+
+
+def file_source(path: Path, energy_scheme: str | None) -> Source:
+    """Make a source of a file of weights that the user names.
+
+    Args:
+        path: The file; it is unpickled when the potential is loaded, so it must be trusted.
+        energy_scheme: What its energies may be compared with; None is the scheme of the published
+            weights where the file is one of those, or else `self-consistent:NAME`.
+    """
+    return Source(
+        info=partial(_file_info, path, energy_scheme),
+        load=lambda device, dtype: _read(path, _file_info(path, energy_scheme), device, dtype),
+    )
+
+
+def _file_info(path: Path, energy_scheme: str | None) -> PotentialInfo:
+    sha256 = sha256_of(path)
+    for name, release in RELEASES.items():
+        if sha256 == release.sha256 and energy_scheme in (None, release.energy_scheme):
+            return _release_info(name)
+    # The hash is in the name, so that retrained weights under the same file name are another one.
+    name = f"{path.stem}-{sha256[:8]}"
+    return PotentialInfo(
+        name=name,
+        energy_scheme=energy_scheme or f"self-consistent:{name}",
+        dtype=_DTYPE,
+        weights_sha256=sha256,
+        available=True,
+        how_to_get="",
+        elements=_ELEMENTS,
+    )
+
+
+def _release_info(name: str) -> PotentialInfo:
+    release = RELEASES[name]
+    here = release.path.is_file()
+    return PotentialInfo(
+        name=name,
+        energy_scheme=release.energy_scheme,
+        dtype=_DTYPE,
+        weights_sha256=release.sha256,
+        available=here,
+        how_to_get="" if here else f"download {release.file} of its authors to {release.path}",
+        elements=_ELEMENTS,
+    )
+
+
+def _load_release(name: str, device: str, dtype: str | None) -> MacePotential:
+    path = RELEASES[name].path
+    if not path.is_file():
+        _fetch_release(name)
+    if (found := sha256_of(path)) != RELEASES[name].sha256:
+        raise RelaxError(
+            f"{path} is not {name}: its sha256 is {found[:12]}…, not "
+            f"{RELEASES[name].sha256[:12]}…; delete it, or give its path if you trust it"
+        )
+    return _read(path, _release_info(name), device, dtype)
+
+
+def _fetch_release(name: str) -> None:
+    """Let mace-torch download the weights.
+
+    Raises:
+        RelaxError: It could not.
+    """
+    release = RELEASES[name]
+    try:
+        with _mace_imported(), contextlib.redirect_stdout(io.StringIO()):
+            from mace.calculators.foundations_models import download_mace_mp_checkpoint
+
+            download_mace_mp_checkpoint(release.key)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RelaxError(
+            f"the weights of {name} are not here and cannot be downloaded ({reason}); put "
+            f"{release.file} of its authors at {release.path}, or give its path as the potential"
+        ) from error
+
+
+def _read(path: Path, info: PotentialInfo, device: str, dtype: str | None) -> MacePotential:
+    from dataclasses import replace
+
+    if dtype not in (None, "float32", "float64"):
+        raise RelaxError(f"{info.name} computes in float32 or float64, not {dtype}")
+    with _mace_imported():
+        import torch
+
+        try:
+            model = torch.load(path, map_location=device, weights_only=False)
+            numbers = [int(number) for number in model.atomic_numbers]
+        except Exception as error:
+            raise RelaxError(
+                f"{path}: no MACE weights ({type(error).__name__}); give a .model file of "
+                "mace-torch"
+            ) from error
+    elements = frozenset(chemical_symbols[number] for number in numbers)
+    return MacePotential(
+        model, replace(info, dtype=dtype or info.dtype, elements=elements), device
+    )
+
+
+@contextlib.contextmanager
+def _mace_imported() -> Iterator[None]:
+    """Import mace first of all that needs e3nn, and undo what the import does to the process.
+
+    It sets a variable after which every later torch.load may run code.
+    """
+    before = os.environ.get(_UNSAFE_LOADING)
+    try:
+        import mace  # noqa: F401
+
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_UNSAFE_LOADING, None)
+        else:
+            os.environ[_UNSAFE_LOADING] = before
+
+
+def _source(name: str) -> Source:
+    return Source(
+        info=partial(_release_info, name),
+        load=partial(_load_release, name),
+        fetch=partial(_fetch_release, name),
+    )
+
+
+SOURCES = {name: _source(name) for name in RELEASES}

@@ -1,0 +1,202 @@
+"""The registry of interatomic potentials: what each is, whether its weights are here, loading it.
+
+A potential is added without touching this file: a package that declares an entry point
+
+    [project.entry-points."symmbfn.potentials"]
+    my-potential = "my_package.my_module:SOURCE"      # a relax.potentials.Source
+
+has it listed, loaded and used by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from relax.errors import RelaxError
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+    from numpy.typing import NDArray
+    from pymatgen.core import Structure
+
+ENTRY_POINT_GROUP = "symmbfn.potentials"
+_BUILT_IN = ("relax.potential_chgnet", "relax.potential_mace")  # each has SOURCES: name -> Source
+
+
+@dataclass(frozen=True)
+class PotentialInfo:
+    """What is known of a potential without loading it.
+
+    Attributes:
+        name: What it is asked for by, and what its relaxations are stored under.
+        energy_scheme: What its energies may be compared with: `mp2020` (Materials Project
+            corrections included), `pbe-u-raw`, `omat24-pbe`, `matpes-pbe`, `matpes-r2scan`, or
+            `self-consistent:NAME` (only with energies of the potential NAME).
+        dtype: Of its arithmetic.
+        weights_sha256: Of the file of weights; None where there is no such file.
+        available: Whether the weights are on this machine.
+        how_to_get: What to do where they are not; empty where they are.
+        elements: Symbols that it was trained on.
+    """
+
+    name: str
+    energy_scheme: str
+    dtype: str
+    weights_sha256: str | None
+    available: bool
+    how_to_get: str
+    elements: frozenset[str]
+
+
+class Potential(ABC):
+    """A loaded potential."""
+
+    info: PotentialInfo
+
+    @abstractmethod
+    def calculator(self) -> Calculator:
+        """Return an ASE calculator: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt order)."""
+
+    def energies_per_atom(self, structures: Sequence[Structure]) -> NDArray[np.float64]:
+        """Return the energies of structures as they are.
+
+        Args:
+            structures: Of any size; nothing in them is changed.
+
+        Returns:
+            Energies in eV/atom, shape (len(structures),); NaN where there is none to be had.
+        """
+        from pymatgen.io.ase import AseAtomsAdaptor
+
+        calculator = self.calculator()
+        energies = np.full(len(structures), np.nan)
+        for index, structure in enumerate(structures):
+            try:
+                atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
+                atoms.calc = calculator
+                energies[index] = atoms.get_potential_energy() / len(atoms)
+            except Exception:  # whatever a model or its library dislikes costs one structure only
+                continue
+        return energies
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a potential comes from.
+
+    Attributes:
+        info: Tells what is known of it; cheap, imports and loads nothing heavy.
+        load: Loads it; arguments are the device and the dtype (None: its own).
+        fetch: Gets its weights, or raises a RelaxError that says how; None where they ship.
+    """
+
+    info: Callable[[], PotentialInfo]
+    load: Callable[[str, str | None], Potential]
+    fetch: Callable[[], None] | None = None
+
+
+def list_potentials() -> list[PotentialInfo]:
+    """Describe every registered potential, the built-in ones first."""
+    return [source.info() for source in _sources().values()]
+
+
+def find(name_or_path: str, *, energy_scheme: str | None = None) -> PotentialInfo:
+    """Describe a potential and make sure that its weights are here.
+
+    Args:
+        name_or_path: A registered name, or a file of MACE weights.
+        energy_scheme: For a file only: what its energies may be compared with. The default is
+            that of the published weights where the file is such, or else
+            `self-consistent:NAME`, so that it needs a hull of its own (`symmbfn hull build`).
+
+    Raises:
+        RelaxError: There is no such potential, or its weights cannot be had.
+    """
+    return _located(name_or_path, energy_scheme).info()
+
+
+def load(
+    name_or_path: str,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    energy_scheme: str | None = None,
+) -> Potential:
+    """Load a potential.
+
+    Args:
+        name_or_path: A registered name, or a file of MACE weights.
+        device: Of torch, such as `cpu` or `cuda`.
+        dtype: `float32` or `float64`; None is the potential's own.
+        energy_scheme: As in `find`.
+
+    Raises:
+        RelaxError: There is no such potential, its weights cannot be had or are not what they
+            should be, or it cannot compute in this dtype.
+    """
+    return _located(name_or_path, energy_scheme).load(device, dtype)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _located(name_or_path: str, energy_scheme: str | None) -> Source:
+    source = _sources().get(name_or_path)
+    if source is None:
+        return _file_source(name_or_path, energy_scheme)
+    scheme = source.info().energy_scheme
+    if energy_scheme not in (None, scheme):
+        raise RelaxError(
+            f"potential {name_or_path!r} gives energies of scheme {scheme}, not {energy_scheme}; "
+            "leave the scheme out"
+        )
+    if source.fetch and not source.info().available:
+        source.fetch()
+    return source
+
+
+def _file_source(name_or_path: str, energy_scheme: str | None) -> Source:
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        from relax.potential_mace import file_source
+
+        return file_source(path, energy_scheme)
+    if path.suffix == ".model" or "/" in name_or_path:
+        raise RelaxError(f"potential {name_or_path!r}: no such file of weights; check the path")
+    raise RelaxError(
+        f"no potential {name_or_path!r}; there are {', '.join(_sources())}, or give the path of "
+        "a file of MACE weights"
+    )
+
+
+@cache
+def _sources() -> dict[str, Source]:
+    sources: dict[str, Source] = {}
+    for module in _BUILT_IN:
+        sources |= import_module(module).SOURCES
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        source = point.load()
+        if point.name in sources:
+            raise RelaxError(
+                f"two potentials are called {point.name!r}; rename the one of {point.value}"
+            )
+        if not isinstance(source, Source):
+            raise RelaxError(
+                f"entry point {point.name} = {point.value} is no relax.potentials.Source; "
+                "uninstall or mend its package"
+            )
+        sources[point.name] = source
+    return sources

@@ -1,0 +1,261 @@
+"""One structure from input to RelaxResult, in this process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from relax.optimize import RelaxConfig, RelaxResult, Status
+from relax.potentials import Potential, PotentialInfo
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from numpy.typing import NDArray
+    from pymatgen.core import Structure
+
+
+@dataclass(frozen=True)
+class _Ended(Exception):
+    """The relaxation is over before it converged."""
+
+    status: Status
+    reason: str
+
+
+def relax_one(structure: Structure, potential: Potential, config: RelaxConfig) -> RelaxResult:
+    """Relax one structure.
+
+    Args:
+        structure: Not changed.
+        potential: Loaded.
+        config: Settings; `workers` and `timeout` have no meaning here.
+    """
+    started = time.perf_counter()
+    flawed = flaw_of(structure, potential.info, config)
+    if flawed is not None:
+        return flawed
+    atoms = _atoms(structure)
+    atoms.calc = potential.calculator()
+    run = _Run(atoms, config)
+    status, reason = Status.CONVERGED, ""
+    try:
+        run.go()
+    except _Ended as end:
+        status, reason = end.status, end.reason
+    except Exception as error:  # a model's own trouble is this structure's outcome
+        status, reason = Status.FAILED, _in_one_line(error)
+    return run.result(structure, status, reason, potential.info, time.perf_counter() - started)
+
+
+def flaw_of(
+    structure: Structure, potential: PotentialInfo, config: RelaxConfig
+) -> RelaxResult | None:
+    """Find what makes a structure not worth calculating, or None; takes well under 1 ms."""
+    ended = _flaw(structure, potential.elements, config)
+    if ended is None:
+        return None
+    return never_started(potential, ended.status, ended.reason)
+
+
+def never_started(potential: PotentialInfo, status: Status, reason: str) -> RelaxResult:
+    """Return the result of a structure of which nothing was computed."""
+    return RelaxResult(
+        status=status,
+        reason=reason,
+        structure=None,
+        initial_energy_per_atom=None,
+        energy_per_atom=None,
+        max_force=None,
+        stress=None,
+        steps=0,
+        seconds=0.0,
+        space_group_before=None,
+        space_group_after=None,
+        rmsd=None,
+        potential=potential,
+    )
+
+
+def _flaw(
+    structure: Structure, elements: frozenset[str], config: RelaxConfig
+) -> _Ended | None:
+    if len(structure) == 0:
+        return _Ended(Status.FAILED, "the structure has no atoms")
+    if not structure.is_ordered:
+        return _Ended(Status.FAILED, "sites are partly occupied; order the structure first")
+    matrix = structure.lattice.matrix
+    if not (np.isfinite(matrix).all() and np.isfinite(structure.frac_coords).all()):
+        return _Ended(Status.NON_FINITE, "NaN or infinity in cell or coordinates")
+    volume = abs(np.linalg.det(matrix))
+    if volume / len(structure) < 0.5:  # a tenth of the densest element
+        return _Ended(Status.OVERLAP, f"{volume / len(structure):.3g} Å³ per atom")
+    foreign = sorted({site.specie.symbol for site in structure} - elements)
+    if foreign:
+        return _Ended(Status.UNSUPPORTED_ELEMENT, f"not trained on {', '.join(foreign)}")
+    distance = _nearest(structure, config.min_distance)
+    if distance < config.min_distance:
+        return _Ended(Status.OVERLAP, f"two atoms {distance:.2f} Å apart")
+    return None
+
+
+def _nearest(structure: Structure, reach: float) -> float:
+    """Return the shortest distance between two atoms or images, Å; infinity if beyond reach."""
+    from pymatgen.optimization.neighbors import find_points_in_spheres
+
+    coords = np.ascontiguousarray(structure.cart_coords)
+    center, neighbor, image, distance = find_points_in_spheres(
+        coords,
+        coords,
+        r=reach,
+        pbc=np.ones(3, dtype=np.int64),
+        lattice=np.ascontiguousarray(structure.lattice.matrix),
+        tol=1e-8,
+    )
+    itself = (center == neighbor) & ~image.any(axis=1)
+    return float(distance[~itself].min(initial=np.inf))
+
+
+def _atoms(structure: Structure) -> Atoms:
+    """Convert to ASE, with a right-handed cell and the same atoms at the same places."""
+    from ase import Atoms
+
+    hand = np.sign(np.linalg.det(structure.lattice.matrix))
+    return Atoms(
+        numbers=[site.specie.Z for site in structure],
+        cell=hand * structure.lattice.matrix,
+        scaled_positions=hand * structure.frac_coords,
+        pbc=True,
+    )
+
+
+class _Run:
+    """A relaxation under way: the optimiser, and the last state with finite numbers."""
+
+    def __init__(self, atoms: Atoms, config: RelaxConfig) -> None:
+        self.atoms = atoms
+        self.config = config
+        self.volume = atoms.get_volume()
+        self.steps = 0
+        self.initial_energy: float | None = None
+        self.energy: float | None = None
+        self.forces: NDArray[np.float64] | None = None
+        self.stress: NDArray[np.float64] | None = None
+        self.cell = atoms.cell.array.copy()
+        self.scaled = atoms.get_scaled_positions(wrap=False)
+
+    def go(self) -> None:
+        """Relax until converged.
+
+        Raises:
+            _Ended: It did not get there.
+        """
+        from ase.filters import FrechetCellFilter
+        from ase.optimize import FIRE
+
+        optimizer = FIRE(FrechetCellFilter(self.atoms), logfile=None)
+        # the first turn is the input itself, before any step
+        for turn, converged in enumerate(
+            optimizer.irun(fmax=self.config.fmax, steps=self.config.max_steps)
+        ):
+            self.steps = turn
+            self._note()
+            if converged:
+                return
+        raise _Ended(
+            Status.STEP_LIMIT,
+            f"not converged after {self.steps} steps; allow more with max_steps",
+        )
+
+    def _note(self) -> None:
+        """Keep the state if it is sane."""
+        cell, energy = self.atoms.cell.array, self.atoms.get_potential_energy()
+        forces, stress = self.atoms.get_forces(), self.atoms.get_stress(voigt=False)
+        numbers = (cell, energy, forces, stress, self.atoms.positions)
+        if not all(np.isfinite(number).all() for number in numbers):
+            raise _Ended(Status.NON_FINITE, f"NaN or infinity after {self.steps} steps")
+        ratio = abs(np.linalg.det(cell)) / self.volume
+        limit = self.config.max_volume_ratio
+        if not 1 / limit <= ratio <= limit:
+            raise _Ended(
+                Status.EXPLODED, f"volume at {ratio:.2g} times the input's after {self.steps} steps"
+            )
+        if self.initial_energy is None:
+            self.initial_energy = energy
+        self.energy, self.forces, self.stress = energy, forces.copy(), stress.copy()
+        self.cell, self.scaled = cell.copy(), self.atoms.get_scaled_positions(wrap=False)
+
+    def result(
+        self,
+        given: Structure,
+        status: Status,
+        reason: str,
+        potential: PotentialInfo,
+        seconds: float,
+    ) -> RelaxResult:
+        """Put together what became of the structure."""
+        before = _space_group(given, self.config.symprec)
+        start = replace(
+            never_started(potential, status, reason),
+            steps=self.steps,
+            seconds=seconds,
+            space_group_before=before,
+        )
+        if self.energy is None or self.initial_energy is None or self.forces is None:
+            return start
+        relaxed = _with_geometry(given, self.cell, self.scaled)
+        return replace(
+            start,
+            structure=relaxed,
+            initial_energy_per_atom=self.initial_energy / len(given),
+            energy_per_atom=self.energy / len(given),
+            max_force=float(np.linalg.norm(self.forces, axis=1).max()),
+            stress=self.stress,
+            space_group_after=_space_group(relaxed, self.config.symprec),
+            rmsd=_rmsd(given, relaxed),
+        )
+
+
+def _with_geometry(
+    given: Structure, cell: NDArray[np.float64], scaled: NDArray[np.float64]
+) -> Structure:
+    """Return a structure with the same sites, elsewhere."""
+    from pymatgen.core import Lattice, Structure
+
+    hand = np.sign(np.linalg.det(given.lattice.matrix))
+    return Structure(
+        Lattice(hand * cell),
+        given.species,
+        hand * scaled,
+        site_properties=given.site_properties or None,
+        to_unit_cell=True,
+    )
+
+
+def _rmsd(given: Structure, relaxed: Structure) -> float:
+    shift = relaxed.frac_coords - given.frac_coords
+    shift -= np.rint(shift)
+    shift -= shift.mean(axis=0)
+    distances = np.linalg.norm(shift @ relaxed.lattice.matrix, axis=1)
+    return float(np.sqrt(np.mean(distances**2)))
+
+
+def _space_group(structure: Structure, symprec: float) -> int | None:
+    import moyopy
+
+    cell = moyopy.Cell(
+        basis=structure.lattice.matrix.tolist(),
+        positions=structure.frac_coords.tolist(),
+        numbers=[site.specie.Z for site in structure],
+    )
+    try:
+        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+    except Exception:  # moyopy raises a bare exception where it finds no consistent symmetry
+        return None
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300]

@@ -1,0 +1,39 @@
+"""The worker process: `python -m relax.worker FD` relaxes what comes through the pipe FD."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+
+def main(pipe: Connection) -> None:
+    """Load a potential, then relax structures until the pipe is closed.
+
+    Receives (potential, RelaxConfig) and then structures; sends None when it is ready (or the
+    RelaxError that kept it from it) and then one RelaxResult for each structure.
+    """
+    from relax.errors import RelaxError
+    from relax.potentials import load
+    from relax.relaxation import relax_one
+
+    name, config = pipe.recv()
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        potential = load(name, device=config.device, dtype=config.dtype)
+    except RelaxError as error:
+        pipe.send(error)
+        return
+    pipe.send(None)
+    while True:
+        pipe.send(relax_one(pipe.recv(), potential, config))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    try:
+        main(Connection(int(sys.argv[1])))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is done, or gone

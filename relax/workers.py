@@ -1,0 +1,171 @@
+"""Worker processes for relaxation: one structure at a time each, so a crash costs only that one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING
+
+from relax.errors import RelaxError
+from relax.optimize import RelaxConfig, RelaxResult, Status
+from relax.potentials import find
+from relax.relaxation import never_started
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+# One thread per process: with more, the small matrix functions of the cell filter take four times
+# as long. The libraries read these when they are first loaded, so they must be set beforehand.
+_ONE_THREAD = {
+    name: "1"
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+}
+
+
+@dataclass
+class _Worker:
+    """A process, our end of its pipe, and what it is busy with."""
+
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    ready: bool = False  # it has loaded the potential
+    index: int | None = None
+    since: float = 0.0  # when it got its structure, on the monotonic clock
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        self.pipe.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass(frozen=True)
+class _News:
+    """What a worker has come to: a result, or its end and why."""
+
+    result: RelaxResult | None = None
+    end: str | None = None
+
+
+def run_in_workers(
+    structures: Mapping[int, Structure], potential: str, config: RelaxConfig
+) -> Iterator[tuple[int, RelaxResult]]:
+    """Relax structures in processes of their own.
+
+    Args:
+        structures: By index.
+        potential: A name or path as for `relax.potentials.load`.
+        config: Settings.
+
+    Yields:
+        Index and result, as they finish.
+
+    Raises:
+        RelaxError: No worker can start, or one cannot load the potential.
+    """
+    if not structures:
+        return
+    # large ones first, so that no worker is left alone with one of them at the end
+    waiting = deque(sorted(structures, key=lambda index: -len(structures[index])))
+    info = find(potential)
+    left = len(waiting)
+    workers: list[_Worker] = []
+    end = "it could not be started"
+    try:
+        for _ in range(min(config.workers or _cores(), left)):
+            workers.append(_start(potential, config))
+        while left:
+            if not workers:
+                raise RelaxError(f"relaxation: no worker process could start: {end}")
+            wait([worker.pipe for worker in workers], timeout=_patience(workers, config))
+            for worker in tuple(workers):
+                news = _listen(worker, config)
+                if news is None:
+                    continue
+                index, result, end = worker.index, news.result, news.end or end
+                if news.end is None:
+                    _assign(worker, waiting, structures)
+                else:
+                    worker.stop()
+                    workers.remove(worker)
+                    if worker.ready and waiting:
+                        workers.append(_start(potential, config))
+                    result = never_started(info, Status.FAILED, news.end)
+                if index is not None:
+                    left -= 1
+                    yield index, result or never_started(info, Status.FAILED, "no result")
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _listen(worker: _Worker, config: RelaxConfig) -> _News | None:
+    """Take in what a worker has to say, without waiting; None if it is still busy.
+
+    Raises:
+        RelaxError: It cannot load the potential.
+    """
+    if worker.pipe.poll():
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            return _News(end=_death(worker))
+        if isinstance(message, RelaxError):
+            raise message
+        worker.ready = True
+        return _News(result=message)  # None when it is ready for its first structure
+    if config.timeout is not None and worker.index is not None:
+        if time.monotonic() - worker.since > config.timeout:
+            return _News(end=f"not done after {config.timeout:g} s")
+    return None
+
+
+def _start(potential: str, config: RelaxConfig) -> _Worker:
+    ours, theirs = Pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "relax.worker", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env={**os.environ, **_ONE_THREAD},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    theirs.close()
+    ours.send((potential, config))
+    return _Worker(process, ours)
+
+
+def _assign(worker: _Worker, waiting: deque[int], structures: Mapping[int, Structure]) -> None:
+    """Give the worker its next structure; one without work stays idle until all is done."""
+    worker.index = waiting.popleft() if waiting else None
+    worker.since = time.monotonic()
+    if worker.index is not None:
+        with contextlib.suppress(OSError):  # has it just died, its closed pipe is noticed next
+            worker.pipe.send(structures[worker.index])
+
+
+def _patience(workers: list[_Worker], config: RelaxConfig) -> float | None:
+    """Return the seconds until the first busy worker is late; None for no limit."""
+    busy = [worker.since for worker in workers if worker.index is not None]
+    if config.timeout is None or not busy:
+        return None
+    return max(0.0, min(busy) + config.timeout - time.monotonic()) + 0.01
+
+
+def _death(worker: _Worker) -> str:
+    """Describe why a worker closed its pipe."""
+    code = worker.process.wait()
+    if code == -9:
+        return "its process was killed, most likely for want of memory"
+    return f"its process ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
