@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Select, case, exists, func, inspect, select
@@ -197,13 +198,16 @@ def structures(
     limit: int | None = None,
 ) -> Iterator[Stored]:
     """Yield the crystals of ``candidates`` with the same arguments, relaxed where relaxed."""
-    table = candidates(session, filter, sort, limit)
-    for row in table.to_dict(orient="records"):
-        number = candidate_id(row["material_id"])
-        relaxed, drawn = session.execute(
-            candidate_rows(Relaxation.structure, Candidate.structure).where(Candidate.id == number)
-        ).one()
-        yield Stored(row["material_id"], structure_from_dict(relaxed or drawn), row)
+    table = candidates(session, filter, sort, limit).to_dict(orient="records")
+    for chunk in batched(table, 500):  # so that a large database need not fit into memory
+        ids = [candidate_id(row["material_id"]) for row in chunk]
+        query = candidate_rows(Candidate.id, Relaxation.structure, Candidate.structure)
+        found = {
+            number: relaxed or drawn
+            for number, relaxed, drawn in session.execute(query.where(Candidate.id.in_(ids)))
+        }
+        for number, row in zip(ids, chunk, strict=True):
+            yield Stored(row["material_id"], structure_from_dict(found[number]), row)
 
 
 def candidate(session: Session, material_id: str) -> dict[str, Any]:
