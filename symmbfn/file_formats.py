@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def read_cif(path: Path) -> Iterator[Entry]:
     """Blocks of a CIF that describe crystals; what we wrote as `_symmbfn_...` comes back."""
     text = _whole_text(path)
     starts = [match.start() for match in re.finditer(r"(?im)^[ \t]*data_", text)]
-    for start, stop in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, stop in pairwise([*starts, len(text)]):
         block = text[start:stop]
         if "_cell_length_a" in block or "_atom_site_" in block:
             name = block.split(maxsplit=1)[0][len("data_") :] or path.name
@@ -204,7 +204,9 @@ def read_cif(path: Path) -> Iterator[Entry]:
 
 def _plain_value(text: str) -> object:
     if text[:1] in {"'", '"'}:
-        return {"True": True, "False": False}.get(text[1:-1], text[1:-1])
+        return text[1:-1]
+    if text in {"True", "False"}:
+        return text == "True"
     try:
         number = float(text)
     except ValueError:

@@ -76,9 +76,8 @@ def import_crystals(
         raise SymmBFNError(f"no usable crystal to import; {name}: {reason}")
     for name in extra_properties:
         if not np.isfinite(values[name]).any():
-            raise SymmBFNError(
-                f"no numbers for property {name!r}; the files hold {', '.join(sorted(seen)) or 'none'}"
-            )
+            known = ", ".join(sorted(seen)) or "no columns"
+            raise SymmBFNError(f"no numbers for property {name!r}; the files hold {known}")
     for name, column in values.items():
         if np.isfinite(column).any():
             found.properties[name] = np.array(column)
