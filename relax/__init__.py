@@ -1,0 +1,1 @@
+"""Potentials, relaxation, stability and matching; knows nothing of the other packages."""

@@ -1,4 +1,4 @@
-"""CHGNet's crystal graph built from arrays: the same graph as its own converter's, several times faster."""
+"""CHGNet's crystal graph built from arrays: as its own converter makes it, but faster."""
 
 from __future__ import annotations
 

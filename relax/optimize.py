@@ -1,4 +1,4 @@
-"""Relaxes crystals, cell and positions together; what becomes of each is data, never an exception."""
+"""Relaxes crystals, cell and positions together; how each ends is data, not an exception."""
 
 from __future__ import annotations
 

@@ -237,9 +237,7 @@ def _read(path: Path, info: PotentialInfo, device: str, dtype: str | None) -> Ma
                 "mace-torch"
             ) from error
     elements = frozenset(chemical_symbols[number] for number in numbers)
-    return MacePotential(
-        model, replace(info, dtype=dtype or info.dtype, elements=elements), device
-    )
+    return MacePotential(model, replace(info, dtype=dtype or info.dtype, elements=elements), device)
 
 
 @contextlib.contextmanager

@@ -79,9 +79,7 @@ def never_started(potential: PotentialInfo, status: Status, reason: str) -> Rela
     )
 
 
-def _flaw(
-    structure: Structure, elements: frozenset[str], config: RelaxConfig
-) -> _Ended | None:
+def _flaw(structure: Structure, elements: frozenset[str], config: RelaxConfig) -> _Ended | None:
     if len(structure) == 0:
         return _Ended(Status.FAILED, "the structure has no atoms")
     if not structure.is_ordered:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 # as long. The libraries read these when they are first loaded, so they must be set beforehand.
 _ONE_THREAD = {
     name: "1"
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+    )
 }
 
 

@@ -1,0 +1,229 @@
+"""Reference energies for hulls: where they are kept, importing a user's file, building one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from relax.errors import RelaxError
+from relax.potentials import Potential
+from relax.reference_file import (
+    TOTAL,
+    ReferenceEnergies,
+    parse_formula,
+    read_reference,
+    write_reference,
+)
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+_SHIPPED = Path(__file__).parent / "data"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def user_folder() -> Path:
+    """Return where imported hulls are kept: `$SYMMBFN_HOME`, or the user's data folder."""
+    home = os.environ.get("SYMMBFN_HOME")
+    if home:
+        return Path(home) / "hulls"
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "symmbfn" / "hulls"
+
+
+def hull_files() -> dict[str, Path]:
+    """Return the hulls that can be had by name; an imported one hides a shipped one's name."""
+    shipped = {path.name[5:-7]: path for path in sorted(_SHIPPED.glob("hull-*.csv.gz"))}
+    imported = {path.name[:-7]: path for path in sorted(user_folder().glob("*.csv.gz"))}
+    return shipped | imported
+
+
+def locate(name_or_path: str | Path) -> tuple[str, Path]:
+    """Find a hull's file.
+
+    Returns:
+        Its name and its path.
+
+    Raises:
+        RelaxError: There is none.
+    """
+    files = hull_files()
+    if (path := files.get(str(name_or_path))) is not None:
+        return str(name_or_path), path
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path.name.removesuffix(".gz").removesuffix(".csv"), path
+    raise RelaxError(
+        f"no hull {str(name_or_path)!r}; there are {', '.join(files) or 'none'}, or give a csv file"
+    )
+
+
+def import_hull(
+    path: Path,
+    *,
+    name: str | None = None,
+    energy_scheme: str | None = None,
+    elements_from: str | Path | None = None,
+) -> Path:
+    """Check a user's file and keep a copy in the user's folder, to be had by name.
+
+    Args:
+        path: See `read_reference`.
+        name: The file's name without its ending by default.
+        energy_scheme: For a file whose header has none.
+        elements_from: For a file of formation energies, see `elemental_energies`.
+
+    Returns:
+        Where the copy is.
+
+    Raises:
+        RelaxError: Naming the file, the row and the remedy; then nothing is written.
+    """
+    name = name or path.name.removesuffix(".gz").removesuffix(".csv")
+    if not _NAME.fullmatch(name):
+        raise RelaxError(
+            f"hull name {name!r}: only letters, digits, '.', '_' and '-'; give another"
+        )
+    copy = user_folder() / f"{name}.csv.gz"
+    if copy.exists():
+        raise RelaxError(f"there is a hull {name!r} at {copy}; give another name or delete it")
+    elements = None if elements_from is None else elemental_energies(elements_from)
+    reference = read_reference(path, energy_scheme, elements)
+    write_reference(copy, _lowest(reference))
+    return copy
+
+
+def elemental_energies(source: str | Path) -> dict[str, float]:
+    """Read the energies of the elements, eV/atom.
+
+    Args:
+        source: A JSON file {"Li": -1.9, …}; or FILE#KEY where that is one of several in the file;
+            or a hull of total energies, by name or path.
+
+    Raises:
+        RelaxError: Naming the file and the remedy.
+    """
+    path, _, key = str(source).partition("#")
+    if not Path(path).name.endswith(".json"):
+        found = read_reference(locate(source)[1])
+        if found.quantity != TOTAL or found.elemental_energies is None:
+            raise RelaxError(f"{source} has no total energies of the elements; give another")
+        return dict(found.elemental_energies)
+    try:
+        data = json.loads(Path(path).expanduser().read_text())
+        energies = {
+            symbol: float(energy) for symbol, energy in (data[key] if key else data).items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RelaxError(
+            f"{source}: no elemental energies ({type(error).__name__}); it must be JSON such as "
+            '{"Li": -1.9, …}, or FILE#KEY for one of several in it'
+        ) from error
+    if not energies or not all(map(math.isfinite, energies.values())):
+        raise RelaxError(f"{source}: an elemental energy is missing or not finite")
+    return energies
+
+
+def build_reference(
+    structures: Sequence[Structure],
+    potential: Potential,
+    *,
+    source: str = "",
+    on_progress: Callable[[int], None] | None = None,
+) -> ReferenceEnergies:
+    """Compute the energies of structures as they are, and keep the lowest of each composition.
+
+    Args:
+        structures: The reference structures; best relaxed with the potential itself.
+        potential: Loaded.
+        source: Of the structures, for the header.
+        on_progress: Told how many structures each further batch had.
+
+    Raises:
+        RelaxError: No structure has an energy, or no element of its own.
+    """
+    best: dict[str, tuple[float, int]] = {}
+    failed = 0
+    for begin in range(0, len(structures), 512):
+        batch = structures[begin : begin + 512]
+        for structure, energy in zip(batch, potential.energies_per_atom(batch), strict=True):
+            if not math.isfinite(energy):
+                failed += 1
+                continue
+            formula = structure.composition.element_composition.reduced_formula
+            lowest, count = best.get(formula, (math.inf, 0))
+            best[formula] = (min(lowest, float(energy)), count + 1)
+        if on_progress:
+            on_progress(len(batch))
+    info = potential.info
+    return reference_of(
+        best,
+        f"self-consistent:{info.name}",
+        {
+            "potential": info.name,
+            "weights_sha256": info.weights_sha256 or "",
+            "source": source,
+            "structures": str(len(structures) - failed),
+            "without_energy": str(failed),
+        },
+    )
+
+
+def reference_of(
+    best: Mapping[str, tuple[float, int]], energy_scheme: str, header: Mapping[str, str]
+) -> ReferenceEnergies:
+    """Make a reference of total energies, without compounds of elements that have no energy.
+
+    Args:
+        best: Lowest energy (eV/atom) and count of structures of each formula.
+        energy_scheme: Of the energies.
+        header: What else is known.
+
+    Raises:
+        RelaxError: Nothing is left.
+    """
+    parsed = {formula: parse_formula(formula) for formula in best}
+    terminals = {next(iter(parts)) for parts in parsed.values() if len(parts) == 1}
+    kept = sorted(formula for formula, parts in parsed.items() if parts.keys() <= terminals)
+    if not kept:
+        raise RelaxError("no compound has all of its elements among the structures; add those")
+    without = len(best) - len(kept)
+    return ReferenceEnergies(
+        formulas=tuple(kept),
+        amounts=tuple(parsed[formula] for formula in kept),
+        energies=np.array([best[formula][0] for formula in kept]),
+        quantity=TOTAL,
+        energy_scheme=energy_scheme,
+        elemental_energies=None,
+        header={**header, "compositions_dropped_for_want_of_an_element": str(without)},
+        counts=tuple(best[formula][1] for formula in kept),
+    )
+
+
+def _lowest(reference: ReferenceEnergies) -> ReferenceEnergies:
+    """Keep the lowest energy of each composition, under its reduced formula."""
+    from pymatgen.core import Composition
+
+    best: dict[str, tuple[float, int]] = {}
+    for row, (given, energy) in enumerate(zip(reference.formulas, reference.energies, strict=True)):
+        formula = Composition(given).reduced_formula
+        lowest, count = best.get(formula, (math.inf, 0))
+        more = reference.counts[row] if reference.counts else 1
+        best[formula] = (min(lowest, float(energy)), count + more)
+    return ReferenceEnergies(
+        formulas=tuple(sorted(best)),
+        amounts=tuple(parse_formula(formula) for formula in sorted(best)),
+        energies=np.array([best[formula][0] for formula in sorted(best)]),
+        quantity=reference.quantity,
+        energy_scheme=reference.energy_scheme,
+        elemental_energies=reference.elemental_energies,
+        header=reference.header,
+        counts=tuple(best[formula][1] for formula in sorted(best)),
+    )
