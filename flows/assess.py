@@ -11,6 +11,7 @@ from flows import inputs
 from flows.settings import CampaignConfig, ThresholdSettings
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from pymatgen.core.structure import Structure
 
 
@@ -51,7 +52,7 @@ def tier(energy_above_hull: float, thresholds: ThresholdSettings) -> str:
 
 
 def assess(
-    config: CampaignConfig, structures: Sequence[Structure], energies: Sequence[float]
+    config: CampaignConfig, structures: Sequence[Structure], energies: ArrayLike
 ) -> list[Verdict]:
     """Judge crystals against the first hull and the known structures of the settings.
 
@@ -65,7 +66,7 @@ def assess(
     hull = inputs.load_hull(config.hulls[0])
     compositions = [structure.composition for structure in structures]
     formation = hull.formation_energy_per_atom(
-        compositions, energies, inputs.potential_info(config.potential).energy_scheme
+        compositions, energies, inputs.potential_info(config.potential)
     )
     above = hull.energy_above_hull(compositions, formation)
     novel = inputs.load_reference(config.reference).novel(structures)

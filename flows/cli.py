@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -32,6 +33,9 @@ for part in (discover, structures, query, learn, reference):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave the process with its exit code: 0, 2 on bad input."""
+    if not sys.warnoptions:  # the libraries' warnings are for developers
+        warnings.simplefilter("ignore")
+        os.environ["PYTHONWARNINGS"] = "ignore"
     sys.exit(run(arguments))
 
 

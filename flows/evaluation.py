@@ -32,6 +32,7 @@ def evaluate(
             both as given and as relaxed.
     """
     from relax.matching import Reference, unique
+
     from symmbfn import metrics
 
     known = (
@@ -70,6 +71,7 @@ def _add_stability(
     relaxed: dict[int, tuple[Structure, float]] = {}
     for place, result in relax_iter(crystals, config.potential, relax_config(config)):
         if result.status == "converged":
+            assert result.structure is not None and result.energy_per_atom is not None
             relaxed[good[place]] = (result.structure, result.energy_per_atom)
         bar.advance()
     order = sorted(relaxed)

@@ -10,8 +10,9 @@ from flows.errors import ConfigError
 from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
-    from relax.hull import Hull
     from relax.matching import Reference
+
+    from relax.hull import Hull
     from relax.potentials import PotentialInfo
     from symmbfn.checkpoint import Card
     from symmbfn.sample import Conditions
@@ -41,9 +42,9 @@ def check(config: CampaignConfig) -> Inputs:
     """Find all that the settings name, before anything is written.
 
     Raises:
-        ConfigError: An element that the potential does not know, energies that do not fit.
+        ConfigError: An element that the potential does not know.
         SymmBFNError: A checkpoint that is not there or not ours, or cannot meet the conditions.
-        RelaxError: No such potential, hull or reference, or how to get its weights.
+        RelaxError: No such potential, hull or reference, or energies that cannot be compared.
     """
     card = check_generator(config)
     potential, hull, reference = check_stability(config)
@@ -71,18 +72,13 @@ def check_stability(config: CampaignConfig) -> tuple[PotentialInfo, Hull, Refere
     """Find potential, first hull and known structures; all hulls must fit the potential.
 
     Raises:
-        ConfigError: The energies of potential and hull are of different schemes.
-        RelaxError: One of them is not there or cannot be read.
+        RelaxError: One of them is not there or cannot be read, or the energies of potential and
+            hull cannot be compared.
     """
     potential = potential_info(config.potential)
     hulls = [load_hull(name) for name in config.hulls]
     for hull in hulls:
-        if hull.energy_scheme not in (potential.energy_scheme, f"self-consistent:{potential.name}"):
-            raise ConfigError(
-                f"hull {hull.name!r} holds energies of scheme {hull.energy_scheme}, potential "
-                f"{potential.name!r} gives {potential.energy_scheme}; choose another hull "
-                "or build one with `symmbfn hull build`"
-            )
+        hull.scheme_for(potential)
     return potential, hulls[0], load_reference(config.reference)
 
 
@@ -122,9 +118,9 @@ def conditions(config: CampaignConfig) -> Conditions:
 
 def warm_up() -> None:
     """Import what the stages will import anyway, while something else is being waited for."""
-    import chgnet.model
+    import pymatgen.analysis.structure_matcher
     import torch
 
     import symmbfn.sample
 
-    del chgnet, torch, symmbfn
+    del pymatgen, torch, symmbfn

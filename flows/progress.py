@@ -22,8 +22,8 @@ class Progress:
     def stage(self, name: str, total: int | None, done: int = 0) -> None:
         """Begin a stage of `total` crystals (None: not known), `done` of them already."""
 
-    def advance(self, note: str = "") -> None:
-        """Count one more crystal of the stage; `note` is shown beside its bar."""
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count more crystals of the stage; `note` is shown beside its bar."""
 
     def reach(self, done: int) -> None:
         """Tell how many crystals of the stage are done."""
@@ -76,10 +76,10 @@ class TerminalProgress(Progress):
         self._lengthless = total is None
         self._task = self._bars.add_task(name, total=total, completed=done, note="")
 
-    def advance(self, note: str = "") -> None:
-        """Move the newest bar by one."""
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Move the newest bar on."""
         if self._task is not None:
-            self._bars.advance(self._task)
+            self._bars.advance(self._task, count)
             if note:
                 self._bars.update(self._task, note=note)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
@@ -13,9 +14,9 @@ from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
+    from relax.matching import Reference
 
     from relax.hull import Hull
-    from relax.matching import Reference
     from relax.optimize import RelaxConfig, RelaxResult
     from relax.potentials import PotentialInfo
     from symmbfn.checkpoint import Card
@@ -67,10 +68,9 @@ def relax_config(config: CampaignConfig) -> RelaxConfig:
 
 
 def relax_settings(config: RelaxConfig) -> dict[str, Any]:
-    """Return the settings that decide how a relaxation ends, without how it is spread out."""
-    from dataclasses import asdict
-
-    return {name: value for name, value in asdict(config).items() if name != "workers"}
+    """Return the settings that decide how a relaxation ends, without where it runs."""
+    where = {"workers", "device"}
+    return {name: value for name, value in asdict(config).items() if name not in where}
 
 
 def relaxation_row(
@@ -81,13 +81,13 @@ def relaxation_row(
         candidate_id=candidate_id,
         potential_id=potential_id,
         settings=settings,
-        status=result.status,
-        reason=result.reason,
+        status=str(result.status),
+        reason=result.reason or None,
         structure=_storable(result.structure),
         energy_per_atom=result.energy_per_atom,
         initial_energy_per_atom=result.initial_energy_per_atom,
         max_force=result.max_force,
-        stress=None if result.stress is None else [list(map(float, row)) for row in result.stress],
+        stress=None if result.stress is None else result.stress.tolist(),
         steps=result.steps,
         seconds=result.seconds,
         space_group_before=result.space_group_before,

@@ -78,7 +78,10 @@ class RelaxationSettings(_Settings):
 
     fmax: float = Field(default=0.05, gt=0, le=10, description="Largest force left, eV/A.")
     max_steps: int = Field(
-        default=200, ge=1, le=100_000, description="Steps before it is given up."
+        default=500, ge=1, le=100_000, description="Steps before it is given up."
+    )
+    timeout: float | None = Field(
+        default=None, gt=0, description="Seconds for one crystal; None: no limit."
     )
 
 
@@ -132,7 +135,7 @@ class CampaignConfig(_Settings):
         description="The campaign's name and idempotency key; None: made from the settings.",
     )
     workers: int | None = Field(
-        default=None, ge=1, le=1024, description="Processes; None: one per core."
+        default=None, ge=0, le=1024, description="Processes; None: one per core, 0: none."
     )
     lease_seconds: int = Field(
         default=300,

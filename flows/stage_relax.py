@@ -126,7 +126,7 @@ class Best:
     def __init__(self, hull: Hull, potential: PotentialInfo) -> None:
         """Measure against `hull`, with energies of `potential`."""
         self._hull = hull
-        self._scheme = potential.energy_scheme
+        self._potential = potential
         self._lowest = math.inf
         self._text = ""
 
@@ -134,9 +134,10 @@ class Best:
         """Return the best so far, this result included."""
         if result.status != "converged" or result.structure is None:
             return self._text
+        assert result.energy_per_atom is not None  # as every converged result has
         composition = [result.structure.composition]
         formation = self._hull.formation_energy_per_atom(
-            composition, [result.energy_per_atom], self._scheme
+            composition, [result.energy_per_atom], self._potential
         )
         above = float(self._hull.energy_above_hull(composition, formation)[0])
         if above < self._lowest:  # never for NaN

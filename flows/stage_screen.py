@@ -15,10 +15,10 @@ from flows.rows import hull_row, known_row, potential_row, relax_config, relax_s
 from flows.settings import CampaignConfig, ThresholdSettings
 
 if TYPE_CHECKING:
+    from relax.matching import Reference
     from sqlalchemy.orm import Session
 
     from relax.hull import Hull
-    from relax.matching import Reference
 
 
 def screen_pending(config: CampaignConfig, campaign_id: int) -> None:
@@ -66,7 +66,7 @@ def _screen_against(
         chunk = pending[begin : begin + config.batch_size]
         compositions = [one.structure.composition for one in chunk]
         formation = hull.formation_energy_per_atom(
-            compositions, [one.energy_per_atom for one in chunk], potential.energy_scheme
+            compositions, [one.energy_per_atom for one in chunk], potential
         )
         above = hull.energy_above_hull(compositions, formation)
         novel = _novel(database, chunk, known)

@@ -10,6 +10,8 @@ from pathlib import Path
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
+from flows.settings import CampaignConfig
+
 PROPERTIES = ("formation_energy_per_atom", "band_gap")
 
 
@@ -90,3 +92,36 @@ def symmbfn(*arguments: str, home: Path, timeout: float = 300) -> subprocess.Com
         text=True,
         timeout=timeout,
     )
+
+
+def tiny_config(checkpoint: Path, database: str, **more: object) -> CampaignConfig:
+    """Settings of a campaign that ends within seconds."""
+    table = {
+        "n": 4,
+        "batch_size": 2,
+        "steps": 3,
+        "checkpoint": str(checkpoint),
+        "database": database,
+        "relaxation": {"max_steps": 25},
+        "workers": 1,
+        **more,
+    }
+    return CampaignConfig.build(table, where="test")
+
+
+def run_stages(config: CampaignConfig) -> int:
+    """Run a campaign without Prefect; return its row number."""
+    from flows.stage_generate import generate_batch, open_campaign
+    from flows.stage_relax import relax_pending
+    from flows.stage_screen import screen_pending
+
+    campaign = open_campaign(config)
+    for number in range(config.number_of_batches):
+        generate_batch(config, campaign, number)
+    relax_pending(config, campaign)
+    screen_pending(config, campaign)
+    return campaign
+
+
+if __name__ == "__main__":
+    run_stages(CampaignConfig.model_validate_json(sys.argv[1]))

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ import typer
 from flows.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
     from rich.console import Console
 
     from db.session import Database
@@ -104,6 +106,37 @@ def _given(table: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True)
+class Readable:
+    """The good entries of a file of structures, and name and error of each bad one."""
+
+    names: list[str]
+    structures: list[Structure]
+    errors: list[tuple[str, str]]
+
+
+def readable(file: Path) -> Readable:
+    """Read structures; bad entries never stop the others.
+
+    Raises:
+        ConfigError: When not one entry can be read.
+        SymmBFNError: When the file cannot be.
+    """
+    from symmbfn.files import read_structures
+
+    found = Readable([], [], [])
+    for entry in read_structures(file):
+        if entry.structure is None:
+            found.errors.append((entry.name, entry.error or "unreadable"))
+        else:
+            found.names.append(entry.name)
+            found.structures.append(entry.structure)
+    if not found.structures:
+        why = f"; {found.errors[0][0]}: {found.errors[0][1]}" if found.errors else ""
+        raise ConfigError(f"{file}: no structure in it can be read{why}")
+    return found
+
+
 def existing_database(url: str | None) -> Database:
     """Open a database that must be there: a query must not create an empty one.
 
@@ -182,19 +215,28 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
     for index, name in enumerate(columns):
-        right = any(isinstance(row[index], int | float) for row in rows)
+        right = all(isinstance(row[index], int | float | None) for row in rows)
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
     console().print(table)
 
 
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print names and values, a line each."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {cell(value)}")
+
+
 def cell(value: object) -> str:
-    """Write one value for people: yes and no, three decimals, a dash for nothing."""
+    """Write one value for people: yes and no, three decimals, a dash for nothing, no controls."""
     if value is None or value != value:
         return "–"
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "".join(character if character.isprintable() else "?" for character in str(value))

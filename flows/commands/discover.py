@@ -50,7 +50,7 @@ def discover(
         str | None, typer.Option(help="Known structures, for novelty. (default mp)")
     ] = None,
     max_relax_steps: Annotated[
-        int | None, typer.Option(help="Relaxation steps before giving up. (default 200)")
+        int | None, typer.Option(help="Relaxation steps before giving up. (default 500)")
     ] = None,
     seed: common.SeedOption = None,
     checkpoint: common.CheckpointOption = None,

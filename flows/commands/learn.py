@@ -89,7 +89,7 @@ def evaluate(
     ] = None,
     hull: Annotated[str, typer.Option(help="A hull's name or file.")] = "chgnet",
     max_relax_steps: Annotated[
-        int | None, typer.Option(help="Relaxation steps before giving up. (default 200)")
+        int | None, typer.Option(help="Relaxation steps before giving up. (default 500)")
     ] = None,
     workers: common.WorkersOption = None,
     as_json: common.JsonOption = False,
@@ -117,21 +117,20 @@ def evaluate(
     if as_json:
         common.print_json(found)
     else:
-        common.print_table(["measure", "value"], list(found.items()))
+        common.print_facts(found)
 
 
 def _evaluate(
     config: CampaignConfig, what: Path, reference: Path | None, *, stability: bool
 ) -> Metrics:
     from flows import inputs
-    from flows.commands.structures import readable
     from flows.evaluation import evaluate as measure
 
     with common.terminal_progress() as progress:
         progress.stage("start", None)
         if stability:
             inputs.check_stability(config)
-        known = None if reference is None else readable(reference)[1]
+        known = None if reference is None else common.readable(reference).structures
         is_checkpoint = (what / "config.json").is_file() or not what.exists()
         if is_checkpoint:
             from symmbfn.sample import sample
@@ -220,4 +219,4 @@ def data_info(
     if as_json:
         common.print_json(facts)
     else:
-        common.print_table(["what", "value"], list(facts.items()))
+        common.print_facts(facts)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -38,6 +41,102 @@ def potentials(as_json: common.JsonOption = False) -> None:
     common.print_table(columns, [[row[name] for name in columns] for row in rows])
 
 
+@hull.command(
+    "build",
+    epilog="Example: symmbfn hull build --structures known.parquet --potential chgnet "
+    "--out mine.csv.gz",
+)
+def build(
+    structures: Annotated[
+        list[Path], typer.Option(help="Known structures, best relaxed; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .csv or .csv.gz.")],
+    potential: common.PotentialOption = None,
+    force: common.ForceOption = False,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Make a hull of a potential's own energies, which cancels its systematic error."""
+    common.check_output(out, force=force, endings=(".csv", ".gz"))
+    with common.terminal_progress() as progress:
+        progress.stage("start", None)
+        from relax.potentials import find, load
+
+        name = potential or "chgnet"
+        find(name)
+        known = [one for file in structures for one in common.readable(file).structures]
+        from relax.reference import build_reference
+        from relax.reference_file import write_reference
+
+        progress.stage("energies", len(known))
+        made = build_reference(
+            known,
+            load(name),
+            source=", ".join(file.name for file in structures),
+            on_progress=lambda count: progress.advance(count),
+        )
+        write_reference(out, made)
+    facts = {
+        "file": str(out),
+        "compositions": len(made.formulas),
+        "energy_scheme": made.energy_scheme,
+        **made.header,
+    }
+    if as_json:
+        common.print_json(facts)
+    else:
+        print(f"wrote {len(made.formulas)} compositions of scheme {made.energy_scheme} to {out}")
+
+
+@hull.command(
+    "import", epilog="Example: symmbfn hull import mp.csv --name mp --energy-scheme mp2020"
+)
+def import_hull(
+    file: Annotated[
+        Path,
+        typer.Argument(help="csv: formula, and energy_per_atom or formation_energy_per_atom."),
+    ],
+    name: Annotated[str | None, typer.Option(help="To use it by. (default the file's)")] = None,
+    energy_scheme: Annotated[
+        str | None, typer.Option(help="Such as mp2020, where the file does not say.")
+    ] = None,
+    elements_from: Annotated[
+        str | None,
+        typer.Option(help="Elemental energies for formation energies: JSON file, FILE#KEY, hull."),
+    ] = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Check a file of reference energies and keep it to be used by name."""
+    from relax.reference import import_hull as keep
+
+    kept = keep(file, name=name, energy_scheme=energy_scheme, elements_from=elements_from)
+    used = kept.name.removesuffix(".csv.gz")
+    if as_json:
+        common.print_json({"name": used, "file": str(kept)})
+    else:
+        print(f"kept as {kept}; use it with --hull {used}")
+
+
+@hull.command("info", epilog="Example: symmbfn hull info chgnet")
+def hull_info(
+    which: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="One hull; without it, all.")
+    ] = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Describe a hull, or list those that can be used by name."""
+    from relax.hull import describe, list_hulls
+
+    rows = [asdict(one) for one in (list_hulls() if which is None else [describe(which)])]
+    if as_json:
+        common.print_json(rows if which is None else rows[0])
+    elif which is None:
+        columns = ["name", "energy_scheme", "quantity", "compositions", "elements"]
+        common.print_table(columns, [[row[name] for name in columns] for row in rows])
+    else:
+        header = rows[0].pop("header")
+        common.print_facts({**rows[0], **header})
+
+
 @db.command("upgrade", epilog="Example: symmbfn db upgrade --db sqlite:///campaigns.db")
 def upgrade(database: common.DatabaseOption = None, as_json: common.JsonOption = False) -> None:
     """Make the tables, or bring those of an older release up to date."""
@@ -64,4 +163,4 @@ def database_info(
         common.print_json({"url": opened.url, "rows": counts})
         return
     print(opened.url)
-    common.print_table(["table", "rows"], list(counts.items()))
+    common.print_facts(counts)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from flows.commands import common
-from flows.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pymatgen.core.structure import Structure
 
 app = typer.Typer()
 
@@ -71,7 +67,7 @@ def relax(
     out: common.OutOption,
     potential: common.PotentialOption = None,
     fmax: Annotated[float | None, typer.Option(help="Largest force left. (default 0.05)")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Steps at most. (default 200)")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps at most. (default 500)")] = None,
     workers: common.WorkersOption = None,
     force: common.ForceOption = False,
     as_json: common.JsonOption = False,
@@ -95,7 +91,8 @@ def relax(
     with common.terminal_progress() as progress:
         progress.stage("start", None)
         inputs.potential_info(config.potential)
-        names, structures, errors = readable(file)
+        given = common.readable(file)
+        names, structures = given.names, given.structures
         from relax.optimize import relax_iter
         from symmbfn.files import write_structures
 
@@ -112,12 +109,14 @@ def relax(
         ]
         write_structures(out, [one for one, _ in kept], [row for _, row in kept])
     if as_json:
-        unreadable = [{"name": name, "status": "unreadable", "reason": why} for name, why in errors]
+        unreadable = [
+            {"name": name, "status": "unreadable", "reason": why} for name, why in given.errors
+        ]
         common.print_json(rows + unreadable)
         return
     converged = sum(row["status"] == "converged" for row in rows)
     print(f"wrote {len(kept)} structures to {out}; {converged} of {len(rows)} converged")
-    for name, why in [*errors, *((r["name"], r["reason"]) for r in rows if r["reason"])]:
+    for name, why in [*given.errors, *((r["name"], r["reason"]) for r in rows if r["reason"])]:
         print(f"  {name}: {why}")
 
 
@@ -138,7 +137,8 @@ def screen(
     with common.terminal_progress() as progress:
         progress.stage("start", None)
         inputs.check_stability(config)
-        names, structures, errors = readable(file)
+        given = common.readable(file)
+        names, structures = given.names, given.structures
         from flows.assess import assess
         from relax.potentials import load
 
@@ -152,34 +152,14 @@ def screen(
         ]
         progress.reach(len(structures))
     if as_json:
-        unreadable = [{"name": name, "verdict": "unreadable", "reason": e} for name, e in errors]
+        unreadable = [
+            {"name": name, "verdict": "unreadable", "reason": e} for name, e in given.errors
+        ]
         common.print_json(rows + unreadable)
         return
     common.print_table(list(rows[0]), [list(row.values()) for row in rows])
-    for name, why in errors:
+    for name, why in given.errors:
         print(f"  {name}: {why}")
-
-
-def readable(file: Path) -> tuple[list[str], list[Structure], list[tuple[str, str]]]:
-    """Read structures: names and structures of the good entries, names and errors of the bad.
-
-    Raises:
-        ConfigError: When not one entry can be read.
-        SymmBFNError: When the file cannot be.
-    """
-    from symmbfn.files import read_structures
-
-    names, structures, errors = [], [], []
-    for entry in read_structures(file):
-        if entry.structure is None:
-            errors.append((entry.name, entry.error or "unreadable"))
-        else:
-            names.append(entry.name)
-            structures.append(entry.structure)
-    if not structures:
-        why = f"; {errors[0][0]}: {errors[0][1]}" if errors else ""
-        raise ConfigError(f"{file}: no structure in it can be read{why}")
-    return names, structures, errors
 
 
 def _relaxed_row(name: str, result: Any) -> dict[str, Any]:
