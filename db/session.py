@@ -21,8 +21,8 @@ from db.errors import DatabaseError, SchemaError
 
 DEFAULT_URL = "sqlite:///symmbfn.db"
 MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_SECONDS = 60
-"""How long a SQLite transaction waits for another process to finish writing."""
+BUSY_SECONDS = 300
+"""How long a SQLite transaction waits for another process, which may be comparing crystals."""
 MIGRATION_LOCK = 5_266_240
 """PostgreSQL advisory lock held while the tables are made or upgraded."""
 
@@ -50,7 +50,7 @@ class Database:
                 back at its end. Rows stay usable after the session, but load nothing more.
 
         Raises:
-            DatabaseError: when the database is lost, full, or locked for longer than a minute.
+            DatabaseError: when the database is lost, full, or locked for minutes.
         """
         with (
             _translated(self.url),

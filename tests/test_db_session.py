@@ -166,6 +166,17 @@ def test_full_disk_is_one_line_and_leaves_the_rows_of_before(tmp_path: Path) -> 
         assert queries.table_counts(session)["campaign"] == 1
 
 
+@pytest.mark.parametrize("database", [kind for kind in KINDS if kind != "sqlite"], indirect=True)
+def test_a_lost_connection_is_one_line_and_the_next_session_works(database: Database) -> None:
+    with pytest.raises(DatabaseError, match="run the same command again") as caught:
+        with database.session() as session:
+            base_rows(session)
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    assert "\n" not in str(caught.value)
+    with database.session(write=False) as session:
+        assert set(queries.table_counts(session).values()) == {0}
+
+
 def test_a_row_of_nowhere_is_refused(database: Database) -> None:
     with pytest.raises(IntegrityError), database.session() as session:
         session.execute(
