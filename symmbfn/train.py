@@ -37,6 +37,7 @@ class TrainConfig:
     Attributes:
         out: Folder of the checkpoint, `metrics.csv`, `loss.png` and the resume file.
         minutes: Wall-clock budget, earlier parts of a resumed run counted.
+        max_steps: Stop after so many steps, if that is sooner.
         batch_size: Crystals in a step.
         learning_rate: Peak, reached after `warmup` steps; cosine to 0 at the end of the budget.
         weight_decay: AdamW's, on matrices.
@@ -51,6 +52,7 @@ class TrainConfig:
 
     out: Path
     minutes: float = 60.0
+    max_steps: int | None = None
     batch_size: int = 128
     learning_rate: float = 6e-4
     weight_decay: float = 0.01
@@ -131,10 +133,13 @@ class Run:
         return {name: losses[name].detach() for name in PARTS}
 
     def _schedule(self) -> float:
-        progress = min(1.0, self.seconds / (60 * self.config.minutes))
-        return min(1.0, (self.step + 1) / self.config.warmup) * (
-            0.5 * (1 + math.cos(math.pi * progress)) + 0.005
-        )
+        warmup = min(1.0, (self.step + 1) / self.config.warmup)
+        return warmup * (0.5 * (1 + math.cos(math.pi * self.spent())) + 0.005)
+
+    def spent(self) -> float:
+        """Fraction of the budget that is spent, 0 to 1."""
+        steps = self.step / self.config.max_steps if self.config.max_steps else 0.0
+        return min(1.0, max(steps, self.seconds / (60 * self.config.minutes)))
 
     def weights(self) -> dict[str, Tensor]:
         """Averaged weights and the buffers that are saved."""
@@ -244,7 +249,7 @@ def train(
     sums, count, crystals = dict.fromkeys(PARTS, 0.0), 0, 0
     last_report = last_save = clock = time.monotonic()
     for rows, generator in _batches(data, config, run.step):
-        if run.seconds >= 60 * config.minutes:
+        if run.spent() >= 1:
             break
         losses = run.update(data.batch(rows, generator, columns))
         for name in PARTS:
@@ -252,7 +257,7 @@ def train(
         count, crystals = count + 1, crystals + len(rows)
         now = time.monotonic()
         run.seconds, clock = run.seconds + now - clock, now
-        finished = run.seconds >= 60 * config.minutes
+        finished = run.spent() >= 1
         if finished or now - last_report >= config.report_every:
             progress = Progress(
                 step=run.step,
@@ -297,9 +302,7 @@ def _batches(
             step += 1
 
 
-def _write_checkpoint(
-    run: Run, data: CrystalData, description: dict[str, object] | None
-) -> None:
+def _write_checkpoint(run: Run, data: CrystalData, description: dict[str, object] | None) -> None:
     config = asdict(run.config)
     recorded = {name: config[name] for name in ("batch_size", "learning_rate", "seed", "minutes")}
     training = {
