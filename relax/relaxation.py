@@ -10,6 +10,7 @@ import numpy as np
 
 from relax.optimize import RelaxConfig, RelaxResult, Status
 from relax.potentials import Potential, PotentialInfo
+from relax.symmetry import dataset
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -241,17 +242,8 @@ def _rmsd(given: Structure, relaxed: Structure) -> float:
 
 
 def _space_group(structure: Structure, symprec: float) -> int | None:
-    import moyopy
-
-    cell = moyopy.Cell(
-        basis=structure.lattice.matrix.tolist(),
-        positions=structure.frac_coords.tolist(),
-        numbers=[site.specie.Z for site in structure],
-    )
-    try:
-        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
-    except Exception:  # moyopy raises a bare exception where it finds no consistent symmetry
-        return None
+    found = dataset(structure, symprec)
+    return None if found is None else int(found.number)
 
 
 def _in_one_line(error: Exception) -> str:

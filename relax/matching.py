@@ -1,0 +1,287 @@
+"""Which crystals are the same: unique among themselves, novel against known ones."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from relax.errors import RelaxError
+from relax.invariants import VOLUME_TOLERANCE, Invariants, fingerprint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pymatgen.core import Structure
+    from pymatgen.core.structure_matcher import StructureMatcher
+
+__all__ = ["IndexReference", "Reference", "StructureReference", "fingerprint", "matches", "unique"]
+
+_SHIPPED = Path(__file__).parent / "data"
+_TRAINING = 1  # flag of the index: in the training split of MP-20
+
+
+def matches(one: Structure, other: Structure) -> bool:
+    """Tell whether two crystals are the same.
+
+    pymatgen's StructureMatcher at its default tolerances decides, among crystals with finite
+    numbers and volumes per atom within its tolerance for lengths (it would match any volumes).
+    """
+    if not (_comparable(one) and _comparable(other)):
+        return False
+    if _formula(one) != _formula(other):
+        return False
+    ratio = (one.volume / len(one)) / (other.volume / len(other))
+    if not 1 / VOLUME_TOLERANCE <= ratio <= VOLUME_TOLERANCE:
+        return False
+    return bool(_matcher().fit(one, other))
+
+
+def unique(structures: Sequence[Structure]) -> NDArray[np.int64]:
+    """Find duplicates.
+
+    Args:
+        structures: In order of preference: the first of each class stands for it.
+
+    Returns:
+        For each structure the index of the one that stands for it, its own if it is the first of
+        its class or cannot be compared (numbers not finite); shape (len(structures),).
+    """
+    representatives = np.arange(len(structures))
+    buckets: dict[str, list[int]] = {}
+    for index, structure in enumerate(structures):
+        if not _comparable(structure):
+            continue
+        bucket = buckets.setdefault(_formula(structure), [])
+        twins = (first for first in bucket if matches(structures[first], structure))
+        twin = next(twins, None)
+        if twin is None:
+            bucket.append(index)
+        else:
+            representatives[index] = twin
+    return representatives
+
+
+class Reference(ABC):
+    """Known crystals.
+
+    Attributes:
+        name: What it was asked for by.
+        sha256: Of its content.
+    """
+
+    name: str
+    sha256: str
+
+    @abstractmethod
+    def novel(self, structures: Sequence[Structure]) -> NDArray[np.bool_]:
+        """Tell which structures match no known one; those that cannot be compared do not count.
+
+        Returns:
+            Shape (len(structures),).
+        """
+
+    @staticmethod
+    def load(name_or_path: str | Path) -> Reference:
+        """Load known crystals.
+
+        Args:
+            name_or_path: `mp` for the shipped index of Materials Project crystals (all that were
+                used, MP-20 included), `mp20-train` for those of MP-20's training split only, an
+                index file (.npz), or structures: .cif, .extxyz, .json, .jsonl or POSCAR.
+
+        Raises:
+            RelaxError: There is no such file, or it cannot be read.
+        """
+        shipped = {"mp": False, "mp20-train": True}
+        if (training := shipped.get(str(name_or_path))) is not None:
+            path = _SHIPPED / "reference-mp.npz"
+            return IndexReference.read(path, name=str(name_or_path), training_only=training)
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise RelaxError(
+                f"no known structures {str(name_or_path)!r}; there are {', '.join(shipped)}, or "
+                "give a file of structures"
+            )
+        if path.suffix == ".npz":
+            return IndexReference.read(path, name=path.stem)
+        return StructureReference(path.stem, _read_structures(path))
+
+    @staticmethod
+    def from_structures(structures: Sequence[Structure], name: str = "structures") -> Reference:
+        """Make a reference of structures in memory, compared by `matches`."""
+        return StructureReference(name, structures)
+
+
+class StructureReference(Reference):
+    """Known structures themselves; `matches` decides."""
+
+    def __init__(self, name: str, structures: Sequence[Structure]) -> None:
+        """Sort the structures by formula; those that cannot be compared are left out."""
+        self.name = name
+        digest = hashlib.sha256()
+        self._buckets: dict[str, list[Structure]] = {}
+        for structure in structures:
+            digest.update(json.dumps(structure.as_dict(), sort_keys=True, default=str).encode())
+            if _comparable(structure):
+                self._buckets.setdefault(_formula(structure), []).append(structure)
+        self.sha256 = digest.hexdigest()
+
+    def novel(self, structures: Sequence[Structure]) -> NDArray[np.bool_]:
+        """See the base class."""
+        found = [
+            _comparable(structure)
+            and not any(
+                matches(known, structure) for known in self._buckets.get(_formula(structure), ())
+            )
+            for structure in structures
+        ]
+        return np.array(found, dtype=bool)
+
+
+class IndexReference(Reference):
+    """An index of invariants: a few bytes for each known structure, which it does not hold.
+
+    How often it agrees with `matches` is measured in benchmarks/novelty.py.
+    """
+
+    def __init__(
+        self, name: str, sha256: str, rows: dict[str, list[Invariants]], attribution: str = ""
+    ) -> None:
+        """Wrap invariants by reduced formula; `read` reads a file."""
+        self.name = name
+        self.sha256 = sha256
+        self.attribution = attribution
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Return how many crystals it knows."""
+        return sum(map(len, self._rows.values()))
+
+    def novel(self, structures: Sequence[Structure]) -> NDArray[np.bool_]:
+        """See the base class."""
+        return np.array([self._is_novel(structure) for structure in structures], dtype=bool)
+
+    def _is_novel(self, structure: Structure) -> bool:
+        if not _comparable(structure):
+            return False
+        bucket = self._rows.get(_formula(structure))
+        if not bucket:
+            return True
+        own = Invariants.of(structure)
+        return not any(own.alike(known) for known in bucket)
+
+    @classmethod
+    def read(cls, path: Path, name: str, *, training_only: bool = False) -> IndexReference:
+        """Read an index that `write_index` wrote.
+
+        Raises:
+            RelaxError: It is no such file.
+        """
+        try:
+            data = path.read_bytes()
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                rows = _unpacked({key: arrays[key] for key in arrays.files}, training_only)
+                attribution = str(arrays["attribution"])
+        except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
+            raise RelaxError(
+                f"{path}: no index of structures ({type(error).__name__}); give one, or a file of "
+                "structures"
+            ) from error
+        sha256 = hashlib.sha256(data + bytes([training_only])).hexdigest()
+        return cls(name, sha256, rows, attribution)
+
+
+def write_index(
+    path: Path,
+    formulas: Sequence[str],
+    invariants: Sequence[Invariants],
+    training: Sequence[bool],
+    attribution: str,
+) -> None:
+    """Write an index, sorted by formula.
+
+    Args:
+        path: Ending in .npz.
+        formulas: Reduced formulas, one for each structure.
+        invariants: Likewise.
+        training: Whether each is in the training split of MP-20.
+        attribution: Of the structures.
+    """
+    order = sorted(range(len(formulas)), key=lambda row: formulas[row])
+    np.savez_compressed(
+        path,
+        formulas=np.frombuffer("\n".join(formulas[row] for row in order).encode(), dtype=np.uint8),
+        sites=np.array([invariants[row].sites for row in order], dtype=np.uint16),
+        cells=np.stack([invariants[row].cell for row in order], axis=1),
+        sizes=np.array([len(invariants[row].distances) for row in order], dtype=np.uint16),
+        distances=np.concatenate([invariants[row].distances for row in order]),
+        flags=np.array([_TRAINING * training[row] for row in order], dtype=np.uint8),
+        attribution=np.array(attribution),
+    )
+
+
+def _unpacked(
+    arrays: dict[str, NDArray[np.uint8]], training_only: bool
+) -> dict[str, list[Invariants]]:
+    ends = np.cumsum(arrays["sizes"].astype(int))
+    cells = np.ascontiguousarray(arrays["cells"].T)
+    names = arrays["formulas"].tobytes().decode().split("\n")
+    if not len(names) == len(ends) == len(cells) == len(arrays["flags"]) == len(arrays["sites"]):
+        raise ValueError("columns of different lengths")
+    rows: dict[str, list[Invariants]] = {}
+    for row, (formula, sites) in enumerate(zip(names, arrays["sites"].tolist(), strict=True)):
+        if training_only and not arrays["flags"][row] & _TRAINING:
+            continue
+        begin = ends[row - 1] if row else 0
+        distances = arrays["distances"][begin : ends[row]]
+        rows.setdefault(formula, []).append(Invariants(sites, cells[row], distances))
+    return rows
+
+
+def _comparable(structure: Structure) -> bool:
+    return bool(
+        len(structure)
+        and structure.is_ordered
+        and np.isfinite(structure.lattice.matrix).all()
+        and np.isfinite(structure.frac_coords).all()
+        and structure.volume > 0.1 * len(structure)
+    )
+
+
+def _formula(structure: Structure) -> str:
+    return str(structure.composition.element_composition.reduced_formula)
+
+
+@lru_cache(maxsize=1)
+def _matcher() -> StructureMatcher:
+    from pymatgen.core.structure_matcher import StructureMatcher
+
+    return StructureMatcher()
+
+
+def _read_structures(path: Path) -> list[Structure]:
+    from ase.io import iread
+    from pymatgen.core import Structure
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    try:
+        if path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            return [Structure.from_dict(line.get("structure", line)) for line in lines]
+        if path.suffix == ".json":
+            data = json.loads(path.read_text())
+            found = data if isinstance(data, list) else [data]
+            return [Structure.from_dict(one.get("structure", one)) for one in found]
+        return [AseAtomsAdaptor.get_structure(atoms) for atoms in iread(path)]
+    except Exception as error:  # readers raise whatever a broken file leads them to
+        raise RelaxError(
+            f"{path}: cannot be read as structures ({type(error).__name__}); give .cif, .extxyz, "
+            ".json, .jsonl or POSCAR"
+        ) from error
