@@ -158,8 +158,8 @@ def candidates(
         limit: at most so many rows.
 
     Returns:
-        Energies in eV/atom. Unknown values are NaN in columns of floats and ``pandas.NA`` in
-        those of integers and booleans. ``campaign`` names all campaigns that drew the crystal.
+        Energies in eV/atom, float64, NaN where unknown; all other columns hold plain Python
+        values, None where unknown. ``campaign`` names all campaigns that drew the crystal.
 
     Raises:
         FilterError: when the filter or the sort field is not understood.
@@ -170,14 +170,8 @@ def candidates(
     columns["campaign"] = LIST_FIELDS["campaign"].joined()
     labelled = [column.label(name) for name, column in columns.items()]
     rows = session.execute(_ordered(candidate_rows(*labelled), filter, sort, limit)).all()
-    frame = pd.DataFrame(rows, columns=list(columns))
-    types = {
-        "text": "object",
-        "integer": "Int64",
-        "number": "float64",
-        "boolean": "boolean",
-    }
-    return frame.astype({name: types[field.kind] for name, field in FIELDS.items()})
+    frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    return frame.astype({n: "float64" for n, field in FIELDS.items() if field.kind == "number"})
 
 
 def _ordered(
