@@ -1,0 +1,1 @@
+"""The generator: a symmetry-aware Bayesian flow network over asymmetric units."""

@@ -59,15 +59,16 @@ class GaussianFlow:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """μ after a sender sample y ~ N(x, 1/α): (ρ μ + α y) / (ρ + α) (eq. 50)."""
-        rho = self.sigma1 ** (-2 * (step - 1) / steps)
+        rho = float(self.sigma1 ** (-2 * (step - 1) / steps))
         alpha = self.alpha(step, steps)
         y = x + _randn(x, generator) / math.sqrt(alpha)
         return (rho * mu + alpha * y) / (rho + alpha)
 
     def skip(self, t: Tensor) -> Tensor:
-        """c with E[x | μ] = c μ for data N(0, spread²): s² / (γ s² + 1 - γ)."""
+        """The c in E[x | μ] = c μ for data N(0, spread²): s² / (γ s² + 1 - γ)."""
         gamma, variance = self.gamma(t), self.spread**2
-        return variance / (gamma * variance + 1 - gamma)
+        skip: Tensor = variance / (gamma * variance + 1 - gamma)
+        return skip
 
     def scale(self, t: Tensor) -> Tensor:
         """Standard deviation left in x - c μ: s √((1 - γ) / (γ s² + 1 - γ)).
@@ -76,7 +77,7 @@ class GaussianFlow:
         does not blow up at t = 0; the loss (eq. 101) is then nearly uniform in F.
         """
         gamma, variance = self.gamma(t), self.spread**2
-        return (variance * (1 - gamma) / (gamma * variance + 1 - gamma)).sqrt()
+        return torch.sqrt(variance * (1 - gamma) / (gamma * variance + 1 - gamma))
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,7 @@ class CategoricalFlow:
         """Logits at t = 0, shape like (..., K)."""
         return torch.zeros_like(like)
 
-    def noisy(
-        self, one_hot: Tensor, t: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def noisy(self, one_hot: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits y ~ N(β(t) (K e - 1), β(t) K) with β = β₁ t² (eq. 182-185)."""
         beta = self.beta1 * _expand(t, one_hot) ** 2
         return self._sender(one_hot, beta, generator)

@@ -4,7 +4,7 @@ A crystal is a space group, six lattice parameters and one row per orbit: elemen
 and the fractional coordinates of one representative atom in the conventional cell.
 
 Lattice. With the conventional lattice vectors as rows of L, the polar form L = exp(S) Q leaves the
-symmetric S = ½ log(L Lᵀ), written S = Σ kᵢ Bᵢ with the six matrices of `LATTICE_BASIS`. Each crystal
+symmetric S = ½ log(L Lᵀ), written S = Σ kᵢ Bᵢ with the matrices of `LATTICE_BASIS`. Each crystal
 family fixes some of the k (Ruple et al. 2026, after DiffCSP++); the others are free real numbers.
 
 Representative. Of the orbit's atoms that lie on the tabulated first representative of the Wyckoff
@@ -170,7 +170,7 @@ class Crystal:
         return Crystal(self.space_group, self.lattice, self.species, letters, np.array(coords))
 
     def primitive_cell(self) -> tuple[FloatArray, FloatArray, IntArray]:
-        """Lattice vectors (3, 3) (rows, Å), fractional coordinates (M, 3) and atomic numbers (M,)."""
+        """Lattice vectors (3, 3; rows, Å), fractions (M, 3) and atomic numbers (M,)."""
         group = space_group(self.space_group)
         operations = np.concatenate([group.expansions[letter] for letter in self.letters])
         counts = group.primitive_multiplicities[self.letters]
@@ -236,7 +236,8 @@ def canonical_representative(group: SpaceGroup, letter: int, point: FloatArray) 
     distances = ((candidates - 0.5) ** 2).sum(1)
     nearest = candidates[distances < distances.min() + _TIE]
     rounded = (nearest / _TIE).round()
-    return nearest[np.lexsort(rounded.T[::-1])[0]]
+    chosen: FloatArray = nearest[np.lexsort(rounded.T[::-1])[0]]
+    return chosen
 
 
 def _dataset(cell: Any, symprec: float) -> Any:

@@ -241,7 +241,9 @@ def preprocess(
     for i, crystal in enumerate(flat):
         letters[i, : len(crystal.letters)] = torch.from_numpy(crystal.letters)
         coordinates[i, : len(crystal.letters)] = torch.from_numpy(crystal.frac_coords)
-    columns = [torch.tensor(np.asarray(v, float)[rows], dtype=torch.float32) for v in properties.values()]
+    columns = [
+        torch.tensor(np.asarray(v, float)[rows], dtype=torch.float32) for v in properties.values()
+    ]
     data = CrystalData(
         group=torch.tensor([c.space_group - 1 for c in firsts], dtype=torch.int16),
         lattice=torch.tensor(np.array([c.lattice for c in firsts]), dtype=torch.float32),

@@ -19,10 +19,12 @@ from pymatgen.core import Element, Lattice, Structure
 
 from symmbfn.errors import SymmBFNError
 
-MAX_ATOMS = 5_000
+MAX_ATOMS = 2_000
 MAX_TEXT = 4_000_000  # characters of one CIF block, JSON line or POSCAR
 MAX_WHOLE_FILE = 256_000_000  # bytes of a CIF or JSON file, which are read at once
-_MAX_CIF_IMAGES = 50_000  # atoms x symmetry operations that a CIF may ask for
+_MAX_CIF_IMAGES = 4_000  # sites x symmetry operations of a CIF; pymatgen compares all pairs
+_MAX_CIF_LINE = 2_048  # characters, as in CIF 1.1; pymatgen's patterns are quadratic in it
+_MAX_OPERATIONS = 192  # of any space group in any cell that a CIF uses
 _MIN_VOLUME = 1e-3  # Å^3
 
 _NAME_KEYS = ("material_id", "name", "id")
@@ -144,16 +146,26 @@ def from_cif(text: str) -> Structure:
 
     if len(text) > MAX_TEXT:
         raise ValueError(f"a CIF block of {len(text)} characters; leave out reflection data")
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    if (longest := max(map(len, lines), default=0)) > _MAX_CIF_LINE:
+        raise ValueError(f"a line of {longest} characters; CIF allows {_MAX_CIF_LINE}")
+    text = "\n".join(lines)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about roundings and missing headers
-        data = CifBlock.from_str(text).data
-        operations = next((_column(data, key) for key in _OPERATION_KEYS if key in data), [])
-        atoms = _column(data, "_atom_site_fract_x")
-        if len(atoms) * max(1, len(operations)) > _MAX_CIF_IMAGES:
-            raise ValueError(f"{len(atoms)} sites under {len(operations)} operations; too large")
-        if _is_plain(data, operations):
-            return _from_plain_cif(data)
-        structures = CifParser.from_str(text).parse_structures(primitive=False)
+        block = CifBlock.from_str(text)
+        listed = next(
+            (_column(block.data, key) for key in _OPERATION_KEYS if key in block.data), []
+        )
+        if _is_plain(block.data, listed):
+            return _from_plain_cif(block.data)
+        sites = len(_column(block.data, "_atom_site_fract_x"))
+        if len(listed) > _MAX_OPERATIONS or sites > MAX_ATOMS:
+            raise ValueError(f"{sites} sites under {len(listed)} operations; too many")
+        parser = CifParser.from_str(text)
+        images = sites * len(parser.get_symops(block))
+        if images > _MAX_CIF_IMAGES:
+            raise ValueError(f"{images} images of {sites} sites; at most {_MAX_CIF_IMAGES}")
+        structures = parser.parse_structures(primitive=False)
     if not structures[0].is_ordered:
         raise ValueError("partly occupied sites; give an ordered structure")
     structure = structures[0]
@@ -197,12 +209,13 @@ def read_cif(path: Path) -> Iterator[Entry]:
             name = block.split(maxsplit=1)[0][len("data_") :] or path.name
             extra = {
                 key: _plain_value(value)
-                for key, value in re.findall(r"(?m)^_symmbfn_(\w+) +(\S.*?)\s*$", block[:20_000])
+                for key, value in re.findall(r"(?m)^_symmbfn_(\w+) +(\S.*)$", block[:20_000])
             }
             yield Entry(_record_name(extra, name), partial(from_cif, block), extra)
 
 
 def _plain_value(text: str) -> object:
+    text = text.strip()
     if text[:1] in {"'", '"'}:
         return text[1:-1]
     if text in {"True", "False"}:

@@ -185,7 +185,7 @@ def _write_cif(file: TextIO, index: int, structure: Structure, row: Mapping[str,
 
 def _cif_value(value: str | float) -> str:
     if isinstance(value, str):
-        return "'" + " ".join(value.replace("'", '"').split()) + "'"
+        return "'" + " ".join(value.replace("'", '"').split())[:1000] + "'"
     return repr(value)
 
 

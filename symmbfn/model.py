@@ -57,7 +57,7 @@ class ModelConfig:
         """Inverse of `to_dict`."""
         values = dict(values)
         network = NetworkConfig(**values.pop("network"))  # type: ignore[arg-type]
-        properties = tuple(values.pop("properties"))  # type: ignore[arg-type]
+        properties: tuple[str, ...] = tuple(values.pop("properties"))  # type: ignore[arg-type]
         return cls(network=network, properties=properties, **values)  # type: ignore[arg-type]
 
 
@@ -317,9 +317,7 @@ class SymmBFN(nn.Module):
                 coordinates=self.coordinate_flow.update(
                     beliefs.coordinates, 2 * points - 1, step, steps, generator
                 ),
-                lattice=self.lattice_flow.update(
-                    beliefs.lattice, lattice, step, steps, generator
-                ),
+                lattice=self.lattice_flow.update(beliefs.lattice, lattice, step, steps, generator),
                 elements=self.element_flow.update(
                     beliefs.elements, _draw(x.elements, generator), step, steps, generator
                 ),

@@ -43,6 +43,15 @@ class GroupTables(nn.Module):
     freedom (230, 27); position (230, 27), row of `features` (0 where illegal); features (P, F).
     """
 
+    operations: Tensor
+    num_operations: Tensor
+    legal: Tensor
+    projectors: Tensor
+    multiplicities: Tensor
+    freedom: Tensor
+    position: Tensor
+    features: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         operations = torch.zeros(230, MAX_OPERATIONS, 3, 4)
@@ -213,9 +222,9 @@ class Layer(nn.Module):
             condition: (B, width).
         """
         batch, tokens, width = h.shape
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[
-            :, None
-        ].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(
+            6, dim=-1
+        )
         x = self.norm(h) * (1 + scale1) + shift1
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-1, -2) / math.sqrt(width // self.heads)
@@ -225,7 +234,8 @@ class Layer(nn.Module):
         attended = (attention.permute(0, 2, 1, 3) @ pairs).flatten(2)
         h = h + gate1 * self.dropout(self.out(torch.cat([values, attended], -1)))
         x = self.norm(h) * (1 + scale2) + shift2
-        return h + gate2 * self.dropout(self.mlp(x))
+        h = h + gate2 * self.dropout(self.mlp(x))
+        return h
 
 
 class Network(nn.Module):
@@ -287,11 +297,7 @@ class Network(nn.Module):
         angles = 2 * math.pi * x.projected[..., None] * x.projected.new_tensor([1, 2, 4])
         waves = torch.cat([angles.sin(), angles.cos()], -1).flatten(2)
         points = torch.cat([2 * x.coordinates - 1, 2 * x.projected - 1, waves], -1)
-        orbits = (
-            self.element_in(x.elements)
-            + x.letters @ letters
-            + self.coordinate_in(points)
-        )
+        orbits = self.element_in(x.elements) + x.letters @ letters + self.coordinate_in(points)
         lattice = self.lattice_token + self.lattice_in(x.lattice)
         h = torch.cat([orbits, lattice[:, None]], 1)
 
@@ -324,7 +330,8 @@ class Network(nn.Module):
             condition = condition + torch.where(
                 value.isnan()[:, None], self.property_null[index], known
             )
-        return self.condition(condition)
+        embedded: Tensor = self.condition(condition)
+        return embedded
 
     def _pair_features(self, x: NetworkInput) -> Tensor:
         tables = self.tables
@@ -338,7 +345,7 @@ class Network(nn.Module):
 
     def _pairs(self, features: Tensor) -> Tensor:
         """(B, N + 1, N + 1, pair_width); the lattice token's pairs are learned constants."""
-        inner = self.pair_in(features)
+        inner: Tensor = self.pair_in(features)
         size = inner.shape[1] + 1
         pairs = inner.new_zeros(len(inner), size, size, inner.shape[-1])
         pairs[:, :-1, :-1] = inner

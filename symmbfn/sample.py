@@ -3,7 +3,7 @@
 Space group, number of orbits and number of elements are drawn from the training frequencies, as
 far as the conditions allow; the flow draws the rest. Every crystal returned has only legal Wyckoff
 positions, none without free coordinates twice, at most `max_atoms` atoms in its primitive cell, no
-two atoms closer than 0.5 Å, and only allowed elements. What breaks one of these rules is drawn again.
+two atoms closer than 0.5 Å, and only allowed elements. What breaks a rule is drawn again.
 """
 
 import math
@@ -230,9 +230,7 @@ def _targets(card: Card, conditions: Conditions) -> Tensor:
     return torch.tensor([conditions.properties.get(name, torch.nan) for name in card.properties])
 
 
-def _finish(
-    draw: Draw, template: Template, max_atoms: int, tally: Tally
-) -> Iterator[Crystal]:
+def _finish(draw: Draw, template: Template, max_atoms: int, tally: Tally) -> Iterator[Crystal]:
     """Crystals of a batch that keep the rules."""
     elements = draw.elements.argmax(-1).cpu().numpy() + 1
     letters = draw.letters.double().cpu().numpy()

@@ -19,13 +19,9 @@ TICKS = 24  # every tabulated translation is a multiple of 1/24
 MAX_LETTERS = 27  # Pmmm: a..z and A
 MAX_OPERATIONS = 192
 
-SITE_AXES = (
-    "100 010 001 111 1-1-1 -11-1 -1-11 1-10 110 01-1 011 -101 101 1-20 2-10".split()
-)
+SITE_AXES = "100 010 001 111 1-1-1 -11-1 -1-11 1-10 110 01-1 011 -101 101 1-20 2-10".split()
 SITE_SYMBOLS = "1 -1 2 m 3 4 -4 2/m -3 6 -6 4/m 6/m".split()
-LATTICE_FAMILIES = (
-    "triclinic monoclinic orthorhombic tetragonal hexagonal cubic".split()
-)
+LATTICE_FAMILIES = "triclinic monoclinic orthorhombic tetragonal hexagonal cubic".split()
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -97,6 +93,7 @@ class SpaceGroup:
 
     @property
     def num_positions(self) -> int:
+        """Number of Wyckoff positions."""
         return len(self.multiplicities)
 
     @property

@@ -1,4 +1,4 @@
-"""Builds `tables/wyckoff.npz` from pyxtal: `python -m symmbfn.wyckoff_build` (pyxtal is a dev tool).
+"""Builds `tables/wyckoff.npz`: `python -m symmbfn.wyckoff_build` (needs the dev tool pyxtal).
 
 Everything but the normalizers is read off pyxtal's Wyckoff positions; the normalizers are found by
 trying every rotation of the lattice's holohedry with every shift on a grid.
@@ -61,9 +61,7 @@ def build_group(number: int) -> dict[str, NDArray[np.generic]]:
                 other
                 for other in range(len(positions))
                 if multiplicities[other] == multiplicities[p]
-                and _on_position(
-                    image, rotations, translations, projectors[other], offsets[other]
-                )
+                and _on_position(image, rotations, translations, projectors[other], offsets[other])
             )
     primitive = _primitive(centring)
     return {

@@ -9,43 +9,59 @@ def make(name: str) -> Structure:
     return _MAKERS[name]()
 
 
-def _group(number: int, lattice: Lattice, species: list[str], coords: list[list[float]]) -> Structure:
+def _group(
+    number: int, lattice: Lattice, species: list[str], coords: list[list[float]]
+) -> Structure:
     return Structure.from_spacegroup(number, lattice, species, coords)
 
 
 _MAKERS = {
     "triclinic P-1": lambda: _group(
-        2, Lattice.from_parameters(4.1, 5.0, 6.2, 81, 95, 103), ["Na", "O"],
+        2,
+        Lattice.from_parameters(4.1, 5.0, 6.2, 81, 95, 103),
+        ["Na", "O"],
         [[0.1, 0.2, 0.3], [0.6, 0.7, 0.15]],
     ),
     "triclinic P1": lambda: _group(
-        1, Lattice.from_parameters(4.1, 5.0, 6.2, 81, 95, 103), ["Na", "O", "F"],
+        1,
+        Lattice.from_parameters(4.1, 5.0, 6.2, 81, 95, 103),
+        ["Na", "O", "F"],
         [[0.1, 0.2, 0.3], [0.6, 0.7, 0.15], [0.35, 0.9, 0.62]],
     ),
     "monoclinic C2/m": lambda: _group(
-        12, Lattice.monoclinic(9.1, 3.4, 5.6, 107), ["Nb", "S"],
+        12,
+        Lattice.monoclinic(9.1, 3.4, 5.6, 107),
+        ["Nb", "S"],
         [[0.15, 0, 0.23], [0.37, 0, 0.64]],
     ),
     "monoclinic Pc": lambda: _group(
         7, Lattice.monoclinic(4.2, 5.1, 6.3, 98), ["Li", "O"], [[0.2, 0.12, 0.1], [0.7, 0.3, 0.35]]
     ),
     "orthorhombic Pnma": lambda: _group(
-        62, Lattice.orthorhombic(5.6, 7.8, 5.4), ["Ca", "Ti", "O", "O"],
+        62,
+        Lattice.orthorhombic(5.6, 7.8, 5.4),
+        ["Ca", "Ti", "O", "O"],
         [[0.04, 0.25, 0.99], [0, 0, 0.5], [0.48, 0.25, 0.07], [0.29, 0.04, 0.71]],
     ),
     "orthorhombic Fddd": lambda: _group(
-        70, Lattice.orthorhombic(6.0, 9.1, 11.3), ["Si", "S"],
+        70,
+        Lattice.orthorhombic(6.0, 9.1, 11.3),
+        ["Si", "S"],
         [[0.125, 0.125, 0.46], [0.31, 0.17, 0.22]],
     ),
     "tetragonal rutile": lambda: _group(
         136, Lattice.tetragonal(4.59, 2.96), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
     ),
     "tetragonal I4mm": lambda: _group(
-        107, Lattice.tetragonal(3.9, 8.4), ["Ba", "Ni", "Sn"],
+        107,
+        Lattice.tetragonal(3.9, 8.4),
+        ["Ba", "Ni", "Sn"],
         [[0, 0, 0.0], [0, 0, 0.42], [0, 0.5, 0.26]],
     ),
     "trigonal Bi2Te3": lambda: _group(
-        166, Lattice.hexagonal(4.38, 30.5), ["Bi", "Te", "Te"],
+        166,
+        Lattice.hexagonal(4.38, 30.5),
+        ["Bi", "Te", "Te"],
         [[0, 0, 0.4], [0, 0, 0], [0, 0, 0.209]],
     ),
     "hexagonal wurtzite": lambda: _group(
@@ -60,9 +76,7 @@ _MAKERS = {
     "cubic spinel": lambda: _group(
         227, Lattice.cubic(8.08), ["Mg", "Al", "O"], [[0.125] * 3, [0.5] * 3, [0.2624] * 3]
     ),
-    "cubic pyrite": lambda: _group(
-        205, Lattice.cubic(5.42), ["Fe", "S"], [[0, 0, 0], [0.385] * 3]
-    ),
+    "cubic pyrite": lambda: _group(205, Lattice.cubic(5.42), ["Fe", "S"], [[0, 0, 0], [0.385] * 3]),
 }
 NAMES = sorted(_MAKERS)
 

@@ -32,7 +32,7 @@ def test_gaussian_update_is_the_precision_weighted_mean() -> None:
 
 
 def test_chained_gaussian_updates_follow_the_training_distribution() -> None:
-    """n updates towards a fixed x end in N(γ x, γ (1 - γ)), what training draws in one go."""
+    """Updates towards a fixed x end in N(γ x, γ (1 - γ)), what training draws in one go."""
     steps, samples = 20, 200_000
     generator = torch.Generator().manual_seed(0)
     x = torch.full((samples,), 0.7)
@@ -79,7 +79,7 @@ def test_chained_categorical_updates_follow_the_training_distribution() -> None:
 
 
 def test_linear_estimate_is_the_posterior_of_gaussian_data() -> None:
-    """x ~ N(0, s²) seen through μ: E[x|μ] = skip μ, and its standard deviation is `scale`."""
+    """For x ~ N(0, s²) seen through μ, E[x|μ] = skip μ, and its standard deviation is `scale`."""
     t = torch.tensor([0.0, 0.3, 0.6, 1.0])
     x = 0.5 * torch.randn(4, 200_000, generator=torch.Generator().manual_seed(0))
     mu = GAUSSIAN.noisy(x, t, torch.Generator().manual_seed(1))

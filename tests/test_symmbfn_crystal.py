@@ -47,7 +47,9 @@ def test_another_cell_of_the_same_crystal_gives_an_equivalent_description(name: 
 def test_equivalent_descriptions_are_one_crystal_or_its_mirror_image(name: str) -> None:
     crystal = Crystal.from_structure(make(name))
     structure = crystal.to_structure()
-    mirrored = Structure(Lattice(-structure.lattice.matrix), structure.species, structure.frac_coords)
+    mirrored = Structure(
+        Lattice(-structure.lattice.matrix), structure.species, structure.frac_coords
+    )
     for other in crystal.equivalents():
         candidate = other.to_structure()
         assert EXACT.fit(candidate, structure) or EXACT.fit(candidate, mirrored)
@@ -68,9 +70,7 @@ def test_batch_and_shortest_distance() -> None:
     crystals = [Crystal.from_structure(make(name)) for name in NAMES]
     for crystal, structure in zip(crystals, to_structures(crystals), strict=True):
         distances = [
-            neighbour.nn_distance
-            for site in structure.get_all_neighbors(6.0)
-            for neighbour in site
+            neighbour.nn_distance for site in structure.get_all_neighbors(6.0) for neighbour in site
         ]
         assert crystal.shortest_distance() == pytest.approx(min(distances), abs=1e-6)
 

@@ -103,8 +103,7 @@ def test_estimates_do_not_depend_on_padding_or_order(data: CrystalData) -> None:
         elements = torch.randn(1, 3, 100, generator=generator)[:, pick]
         letters = torch.randn(1, 3, 27, generator=generator)[:, pick]
         padded = [
-            torch.nn.functional.pad(x, (0, 0, 0, padding))
-            for x in (coordinates, elements, letters)
+            torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in (coordinates, elements, letters)
         ]
         beliefs = Beliefs(padded[0], torch.randn(1, 6, generator=generator), *padded[1:])
         given = Template(
