@@ -157,6 +157,16 @@ _atom_site_fract_z
         from_cif(text)
 
 
+@pytest.mark.parametrize("filler", ["\n" * 500_000, "'" * 500_000 + "x", " " * 500_000 + "_x 1"])
+def test_hostile_cif_text_takes_no_time(filler: str) -> None:
+    text = low_symmetry().to(fmt="cif") + filler
+    if filler.isspace():
+        assert same(from_cif(text), low_symmetry())
+    else:
+        with pytest.raises(ValueError, match="CIF allows 2048"):
+            from_cif(text)
+
+
 def test_bad_frames_leave_the_good_ones(tmp_path: Path) -> None:
     good_file = tmp_path / "good.extxyz"
     write_structures(good_file, [low_symmetry()])
