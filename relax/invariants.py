@@ -18,7 +18,7 @@ from relax.symmetry import dataset, dataset_of_cell
 if TYPE_CHECKING:
     import moyopy
     from numpy.typing import NDArray
-    from pymatgen.core import Structure
+    from pymatgen.core import Lattice, Structure
 
 _NEIGHBOURS = (1, 2, 4, 8)
 _ENANTIOMORPHS = {  # a crystal and its mirror image are one crystal here, as for StructureMatcher
@@ -94,7 +94,7 @@ class Invariants:
         )
         return next(iter(mappings), None) is not None
 
-    def _lattice(self):  # type: ignore[no-untyped-def]
+    def _lattice(self) -> Lattice:
         """Return the Niggli cell, of volume one."""
         from pymatgen.core import Lattice
 
@@ -166,7 +166,8 @@ def _distances(cell: moyopy.Cell) -> NDArray[np.float64]:
         for source in elements:
             rows[source, target] = near[numbers == source].mean(axis=0)
     ordered = [rows[source, target] for source in elements for target in elements]
-    return np.concatenate(ordered) / scale / _DISTANCE_STEP
+    steps: NDArray[np.float64] = np.concatenate(ordered) / scale / _DISTANCE_STEP
+    return steps
 
 
 def _nearest(
@@ -196,4 +197,5 @@ def _nearest(
     order = np.lexsort((distance, source))
     first = np.cumsum(counts) - counts
     columns = np.array(_NEIGHBOURS) - 1
-    return distance[order][first[:, None] + columns]
+    nearest: NDArray[np.float64] = distance[order][first[:, None] + columns]
+    return nearest

@@ -77,7 +77,7 @@ class ChgnetPotential(Potential):
 
         device = next(self._model.parameters()).device
         with torch.no_grad():
-            result = self._model([graph.to(device) for graph in graphs], task="e")
+            result = self._model([graph.to(str(device)) for graph in graphs], task="e")
         energies: NDArray[np.float64] = result["e"].cpu().numpy().astype(float)
         return energies
 
@@ -89,10 +89,16 @@ class _ChgnetCalculator(Calculator):
     moments, and rebuilds the crystal graph in Python: three times as slow for the same numbers.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+    # ase declares it for the instance, and its Calculator has no types
+    implemented_properties: ClassVar[list[str]] = [  # type: ignore[misc]
+        "energy",
+        "free_energy",
+        "forces",
+        "stress",
+    ]
 
     def __init__(self, model: CHGNet) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._model = model
 
     def calculate(
@@ -102,7 +108,7 @@ class _ChgnetCalculator(Calculator):
         system_changes: list[str] = all_changes,
     ) -> None:
         """Fill `results`: eV, eV/Å (N, 3), eV/Å³ (6, Voigt order)."""
-        super().calculate(atoms, properties, system_changes)
+        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
         assert self.atoms is not None
         lattice = self.atoms.cell.array
         graph = crystal_graph(
@@ -126,7 +132,7 @@ def _energy_and_gradients(
     from chgnet.model.model import BatchedGraph
 
     device = next(model.parameters()).device
-    graph = graph.to(device)
+    graph = graph.to(str(device))
     with warnings.catch_warnings():  # it copies the strained volume, which we do not use
         warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
         batch = BatchedGraph.from_graphs(

@@ -84,6 +84,7 @@ def read_reference(
             f"{TOTAL} or {FORMATION}"
         )
     formulas, amounts, energies, counts = _columns(path, rows, quantity)
+    elemental: Mapping[str, float] | None
     if quantity == TOTAL:
         if elemental_energies is not None:
             raise RelaxError(f"{path} has total energies, which hold the elements; leave them out")
