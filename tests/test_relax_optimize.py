@@ -1,0 +1,142 @@
+"""Relaxation: every structure gets a result, whatever becomes of it or of its process."""
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from relax import potentials
+from relax.errors import RelaxError
+from relax.optimize import RelaxConfig, Status, relax, relax_iter
+from tests.crystals import make
+from tests.relax_support import TOY_MODULE, add_entry_point
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    add_entry_point(monkeypatch, tmp_path, "toy", TOY_MODULE)
+    yield "toy"
+    potentials._sources.cache_clear()
+
+
+def fcc(symbol, a=4.6):
+    return Structure(Lattice([[0, a / 2, a / 2], [a / 2, 0, a / 2], [a / 2, a / 2, 0]]), [symbol],
+                     [[0, 0, 0]])  # fmt: skip
+
+
+def rocksalt(a):
+    return Structure.from_spacegroup(
+        225, Lattice.cubic(a), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    ).get_primitive_structure()
+
+
+def overlapping():
+    return Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
+
+
+def not_finite():
+    return Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [np.nan, 0, 0]])
+
+
+def test_bad_structures_cost_nothing_but_themselves():
+    polonium = Structure(Lattice.cubic(3.3), ["Po"], [[0, 0, 0]])
+    disordered = Structure(Lattice.cubic(4.0), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
+    flat = Structure(np.diag([4.0, 4.0, 1e-3]), ["Na"], [[0, 0, 0]])
+    given = [overlapping(), not_finite(), polonium, disordered, flat, rocksalt(5.9)]
+    config = RelaxConfig(workers=0)
+    results = relax(given, "chgnet", config)
+    assert [result.status for result in results] == [
+        Status.OVERLAP,
+        Status.NON_FINITE,
+        Status.UNSUPPORTED_ELEMENT,
+        Status.FAILED,
+        Status.OVERLAP,
+        Status.CONVERGED,
+    ]
+    assert results[0].reason == "two atoms 0.40 Å apart"
+    assert "Po" in results[2].reason
+    assert all(result.structure is None and result.reason for result in results[:5])
+    good = results[5]
+    assert good.structure.volume * 4 == pytest.approx(5.69**3, rel=0.02)
+    assert good.energy_per_atom == pytest.approx(-3.668, abs=0.003)
+    assert good.energy_per_atom < good.initial_energy_per_atom
+    assert good.max_force < config.fmax and good.steps > 0 and good.reason == ""
+    assert good.space_group_before == good.space_group_after == 225
+    assert good.stress.shape == (3, 3) and abs(good.stress).max() < 0.02
+    assert good.rmsd == pytest.approx(0, abs=1e-3)
+    assert good.potential == potentials.find("chgnet")
+    assert given[5] == rocksalt(5.9)
+
+
+def test_atoms_find_their_places_and_the_displacement_is_measured():
+    shifted = make("tetragonal rutile")
+    shifted.translate_sites([0], [0, 0, 0.05])  # Ti off its place by 0.15 Å
+    (result,) = relax([shifted], "chgnet", RelaxConfig(workers=0))
+    assert result.status == Status.CONVERGED
+    assert result.space_group_before != 136 and result.space_group_after == 136
+    assert 0.03 < result.rmsd < 0.15
+
+
+def test_the_step_limit_leaves_the_last_state():
+    (result,) = relax([rocksalt(6.4)], "chgnet", RelaxConfig(workers=0, max_steps=2))
+    assert result.status == Status.STEP_LIMIT and result.steps == 2
+    assert "max_steps" in result.reason
+    assert result.energy_per_atom < result.initial_energy_per_atom
+    assert result.structure.volume != pytest.approx(rocksalt(6.4).volume)
+
+
+def test_left_handed_cells_relax_to_the_same_crystal():
+    right = rocksalt(5.9)
+    left = Structure(right.lattice.matrix[[1, 0, 2]], right.species, right.frac_coords)
+    assert np.linalg.det(left.lattice.matrix) * np.linalg.det(right.lattice.matrix) < 0
+    one, other = relax([left, right], "chgnet", RelaxConfig(workers=0))
+    assert one.status == other.status == Status.CONVERGED
+    assert one.energy_per_atom == pytest.approx(other.energy_per_atom, abs=1e-4)
+    assert np.linalg.det(one.structure.lattice.matrix) * np.linalg.det(left.lattice.matrix) > 0
+
+
+def test_what_a_model_does_wrong_is_the_structures_outcome(toy):
+    config = RelaxConfig(workers=0, max_volume_ratio=1.2)
+    raised, not_a_number, grown, fine = relax(
+        [fcc("He"), fcc("Ne"), fcc("Ar", 4.0), fcc("Ar")], toy, config
+    )
+    assert (raised.status, raised.reason) == (Status.FAILED, "RuntimeError: no helium, please")
+    assert not_a_number.status == Status.NON_FINITE and not_a_number.structure is None
+    assert grown.status == Status.EXPLODED and "times the input's" in grown.reason
+    assert grown.structure is not None
+    assert fine.status == Status.CONVERGED
+
+
+def test_a_killed_or_late_worker_loses_only_its_structure(toy):
+    given = [fcc("Ar"), fcc("Xe"), overlapping(), fcc("Kr"), fcc("Ar", 4.5), fcc("Xe"), fcc("Ar")]
+    results = relax(given, toy, RelaxConfig(workers=2, timeout=8))
+    statuses = [result.status for result in results]
+    assert [statuses[index] for index in (0, 4, 6)] == [Status.CONVERGED] * 3
+    assert statuses[2] == Status.OVERLAP
+    for index in (1, 5):
+        assert statuses[index] == Status.FAILED and "memory" in results[index].reason
+    assert statuses[3] == Status.FAILED and results[3].reason == "not done after 8 s"
+    assert results[0].energy_per_atom == pytest.approx(results[4].energy_per_atom, abs=1e-3)
+
+
+def test_workers_do_as_the_calling_process_does(toy):
+    given = [fcc("Ar", a) for a in (4.4, 4.6, 4.8)]
+    alone = relax(given, toy, RelaxConfig(workers=0))
+    spread = relax(given, toy, RelaxConfig(workers=2))
+    assert [one.energy_per_atom for one in alone] == [one.energy_per_atom for one in spread]
+    assert sorted(index for index, _ in relax_iter(given, toy, RelaxConfig(workers=3))) == [0, 1, 2]
+    assert relax([], toy) == []
+
+
+def test_a_potential_that_cannot_be_loaded_is_an_error_not_a_loss(toy):
+    with pytest.raises(RelaxError, match="float32, not float64"):
+        relax([rocksalt(5.7)], "chgnet", RelaxConfig(workers=1, dtype="float64"))
+    with pytest.raises(RelaxError, match="no potential"):
+        relax([rocksalt(5.7)], "chgnot")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fmax": 0}, {"max_steps": -1}, {"timeout": 0}, {"max_volume_ratio": 1.0}]
+)
+def test_settings_that_cannot_be_meant_are_refused(wrong):
+    with pytest.raises(RelaxError, match=next(iter(wrong))):
+        RelaxConfig(**wrong)
