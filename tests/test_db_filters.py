@@ -177,7 +177,7 @@ def test_the_longest_filters_are_answered_soon(database: Database, text: str) ->
     assert len(text) <= filters.MAX_LENGTH
     start = time.perf_counter()
     found(database, text)
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 30
 
 
 def test_every_field_can_be_asked_for(database: Database) -> None:

@@ -176,7 +176,7 @@ def _run(jobs: list[tuple[object, tuple[object, ...]]]) -> list[int | None]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     return [process.exitcode for process in processes]
 
 
