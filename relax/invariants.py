@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relax.formulas import reduced_formula
 from relax.symmetry import dataset, dataset_of_cell
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def fingerprint(structure: Structure) -> str:
     the primitive cell, without what depends on the choice of cell, origin and axes, for example
     `NaCl:225:Cl1(-3mm).Na1(-3mm)`.
     """
-    formula = structure.composition.element_composition.reduced_formula
+    formula = reduced_formula(structure.composition)
     primitive = _primitive(structure)
     found = dataset_of_cell(primitive)
     if found is None:

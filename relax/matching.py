@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relax.errors import RelaxError
+from relax.formulas import reduced_formula
 from relax.invariants import VOLUME_TOLERANCE, Invariants, fingerprint
 
 if TYPE_CHECKING:
@@ -189,7 +191,7 @@ class IndexReference(Reference):
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 rows = _unpacked({key: arrays[key] for key in arrays.files}, training_only)
                 attribution = str(arrays["attribution"])
-        except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
+        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
             raise RelaxError(
                 f"{path}: no index of structures ({type(error).__name__}); give one, or a file of "
                 "structures"
@@ -256,7 +258,7 @@ def _comparable(structure: Structure) -> bool:
 
 
 def _formula(structure: Structure) -> str:
-    return str(structure.composition.element_composition.reduced_formula)
+    return reduced_formula(structure.composition)
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relax.errors import RelaxError
+from relax.formulas import reduced_formula
 from relax.potentials import Potential
 from relax.reference_file import (
     TOTAL,
@@ -157,7 +158,7 @@ def build_reference(
             if not math.isfinite(energy):
                 failed += 1
                 continue
-            formula = structure.composition.element_composition.reduced_formula
+            formula = reduced_formula(structure.composition)
             lowest, count = best.get(formula, (math.inf, 0))
             best[formula] = (min(lowest, float(energy)), count + 1)
         if on_progress:
@@ -213,7 +214,7 @@ def _lowest(reference: ReferenceEnergies) -> ReferenceEnergies:
 
     best: dict[str, tuple[float, int]] = {}
     for row, (given, energy) in enumerate(zip(reference.formulas, reference.energies, strict=True)):
-        formula = Composition(given).reduced_formula
+        formula = reduced_formula(Composition(given))
         lowest, count = best.get(formula, (math.inf, 0))
         more = reference.counts[row] if reference.counts else 1
         best[formula] = (min(lowest, float(energy)), count + more)

@@ -1,0 +1,206 @@
+"""Hulls: pymatgen's numbers, files that are wrong, energies that cannot be compared."""
+
+import gzip
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from pymatgen.core import Composition, Lattice, Structure
+
+from relax import potentials
+from relax.errors import RelaxError
+from relax.hull import Hull, describe, list_hulls
+from relax.reference import build_reference, import_hull
+from relax.reference_file import read_reference, write_reference
+from tests.relax_support import TOY_MODULE, add_entry_point
+
+TOTALS = {  # made up, eV/atom
+    "Li": -1.9, "Fe": -8.4, "O2": -4.9, "Li2O": -4.8, "Li2O2": -4.85, "FeO": -7.1, "Fe2O3": -6.9,
+    "LiFeO2": -6.3, "LiFe": -5.1, "LiFe5O8": -6.72,
+}  # fmt: skip
+
+
+def write(path, rows, header="# energy_scheme: pbe-u-raw\n", column="energy_per_atom"):
+    text = header + f"formula,{column}\n" + "".join(f"{f},{e}\n" for f, e in rows.items())
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYMMBFN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def hull(tmp_path):
+    return Hull.load(write(tmp_path / "lifeo.csv", TOTALS))
+
+
+def test_energies_above_the_hull_are_those_of_pymatgen_also_below_it(hull):
+    diagram = PhaseDiagram([PDEntry(f, e * Composition(f).num_atoms) for f, e in TOTALS.items()])
+    asked = {"LiFeO2": -6.3, "Li5FeO4": -5.0, "Li3Fe": -3.0, "FeO": -7.3, "Li2O": -4.7, "O2": -4.8}
+    compositions = [Composition(formula) for formula in asked]
+    formation = hull.formation_energy_per_atom(compositions, list(asked.values()), "pbe-u-raw")
+    above = hull.energy_above_hull(compositions, formation)
+    for composition, energy, ours, distance in zip(
+        compositions, asked.values(), formation, above, strict=True
+    ):
+        entry = PDEntry(composition, energy * composition.num_atoms)
+        assert ours == pytest.approx(diagram.get_form_energy_per_atom(entry))
+        assert distance == pytest.approx(diagram.get_e_above_hull(entry, allow_negative=True))
+    assert above[3] < -0.1  # a discovery is kept, with its sign
+
+
+def test_total_and_formation_energies_give_the_same_hull(hull, tmp_path):
+    elements = {"Li": -1.9, "Fe": -8.4, "O": -4.9}
+    compounds = [Composition(f) for f in TOTALS if len(Composition(f)) > 1]
+    totals = [TOTALS[f] for f in TOTALS if len(Composition(f)) > 1]
+    formation = hull.formation_energy_per_atom(compounds, totals, "pbe-u-raw")
+    path = write(
+        tmp_path / "formation.csv.gz",
+        dict(zip([c.formula for c in compounds], formation, strict=True)),
+        column="formation_energy_per_atom",
+    )
+    energies = tmp_path / "elements.json"
+    energies.write_text(json.dumps({"other": {"Li": 0.0}, "ours": elements}))
+    other = Hull.load(path, elements_from=f"{energies}#ours")
+    asked = [Composition("LiFeO2"), Composition("Li5FeO4")]
+    for one in (hull, other):
+        given = one.formation_energy_per_atom(asked, [-6.2, -5.0], "pbe-u-raw")
+        if one is hull:
+            expected = one.energy_above_hull(asked, given)
+        else:
+            assert one.energy_above_hull(asked, given) == pytest.approx(expected)
+    bare = Hull.load(path)
+    with pytest.raises(RelaxError, match="no energies of the elements"):
+        bare.formation_energy_per_atom(asked, [-6.2, -5.0], "pbe-u-raw")
+    assert bare.energy_above_hull(asked, formation[:2]).shape == (2,)
+
+
+def test_unknown_chemistry_is_not_assessable(hull):
+    asked = [Composition("LiCoO2"), Composition("LiFeO2"), Composition("LiFeO2")]
+    formation = hull.formation_energy_per_atom(asked, [-6.0, np.nan, -6.3], "pbe-u-raw")
+    above = hull.energy_above_hull(asked, formation)
+    assert np.isnan(above).tolist() == [True, True, False]
+    coverage = hull.coverage(asked[0])
+    assert not coverage.terminals and coverage.missing == ("Co",) and coverage.phases == 2
+    assert hull.coverage(asked[1]).phases == len(TOTALS) - 3
+
+
+def test_energies_of_another_scheme_are_refused(hull, tmp_path):
+    with pytest.raises(RelaxError, match="of scheme pbe-u-raw, not mp2020"):
+        hull.formation_energy_per_atom([Composition("FeO")], [-7.0], "mp2020")
+    chgnet = potentials.find("chgnet")
+    with pytest.raises(RelaxError, match="of scheme pbe-u-raw, potential 'chgnet' gives mp2020"):
+        hull.scheme_for(chgnet)
+    own = Hull.load(
+        write(
+            tmp_path / "own.csv",
+            TOTALS,
+            f"# energy_scheme: self-consistent:chgnet\n# weights_sha256: {chgnet.weights_sha256}\n",
+        )
+    )
+    assert own.scheme_for(chgnet) == "self-consistent:chgnet"
+    with pytest.raises(RelaxError, match="other weights of chgnet"):
+        own.scheme_for(replace(chgnet, weights_sha256="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "words"),
+    [
+        ({**TOTALS, "LiO": "nan"}, "# energy_scheme: mp2020\n", r"row 11 \(LiO\) has no finite"),
+        ({**TOTALS, "LiO": ""}, "# energy_scheme: mp2020\n", r"row 11 \(LiO\) has no finite"),
+        ({**TOTALS, "": -1.0}, "# energy_scheme: mp2020\n", "row 11 .*cannot be read"),
+        ({**TOTALS, "LiXx": -1}, "# energy_scheme: mp2020\n", "row 11 .*LiXx.*cannot be read"),
+        ({**TOTALS, "NaFe": -4}, "# energy_scheme: mp2020\n", r"row 11 \(NaFe\).*element Na"),
+        (TOTALS, "", "energy_scheme"),
+        (TOTALS, "# energy_scheme: pbe\n", "unknown energy scheme 'pbe'"),
+        ({}, "# energy_scheme: mp2020\n", "no rows"),
+    ],
+)
+def test_wrong_files_are_refused_with_the_row(tmp_path, rows, header, words, home):
+    path = write(tmp_path / "wrong.csv", rows, header)
+    with pytest.raises(RelaxError, match=words) as error:
+        import_hull(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert not home.exists()
+
+
+def test_a_scheme_that_is_stated_twice_must_agree(tmp_path):
+    path = write(tmp_path / "hull.csv", TOTALS)
+    assert Hull.load(path, "pbe-u-raw").energy_scheme == "pbe-u-raw"
+    with pytest.raises(RelaxError, match="says energy_scheme pbe-u-raw, not mp2020"):
+        Hull.load(path, "mp2020")
+
+
+def test_an_imported_hull_is_had_by_name_under_reduced_formulas(tmp_path):
+    path = write(tmp_path / "mine.csv", {**TOTALS, "Fe4O6": -7.0, "Li(FeO2)1": -6.2}, "")
+    copy = import_hull(path, energy_scheme="pbe-u-raw")
+    hull = Hull.load("mine")
+    assert (hull.name, hull.energy_scheme) == ("mine", "pbe-u-raw")
+    energies = dict(zip(hull.reference.formulas, hull.reference.energies, strict=True))
+    assert energies["Fe2O3"] == -7.0 and energies["LiFeO2"] == -6.3
+    assert describe("mine").compositions == len(TOTALS)
+    assert {"mine", "chgnet"} <= {info.name for info in list_hulls()}
+    assert Hull.load(copy).sha256 == hull.sha256
+    with pytest.raises(RelaxError, match="there is a hull 'mine'"):
+        import_hull(path, energy_scheme="pbe-u-raw")
+    with pytest.raises(RelaxError, match="only letters"):
+        import_hull(path, energy_scheme="pbe-u-raw", name="../mine")
+    with pytest.raises(RelaxError, match="no hull 'yours'; there are"):
+        Hull.load("yours")
+
+
+def test_a_reference_is_built_from_structures(tmp_path, monkeypatch):
+    add_entry_point(monkeypatch, tmp_path, "toy", TOY_MODULE)
+    toy = potentials.load("toy")
+
+    def cubic(species, a):
+        coords = [[0, 0, 0], [0.5, 0.5, 0.5]][: len(species)]
+        return Structure(Lattice.cubic(a), species, coords)
+
+    given = [
+        cubic(["Na"], 3.4),
+        cubic(["Na", "Na"], 3.9),
+        cubic(["Cl"], 3.4),
+        cubic(["Na", "Cl"], 3.8),
+        cubic(["Na", "Cl"], 3.9),
+        cubic(["He"], 3.0),  # of which the toy has no energy
+        cubic(["Ar", "Cl"], 3.9),  # of which an element is missing
+    ]
+    seen = []
+    reference = build_reference(given, toy, source="made up", on_progress=seen.append)
+    energies = toy.energies_per_atom(given)
+    assert reference.formulas == ("Cl2", "Na", "NaCl")
+    assert reference.counts == (1, 2, 2)
+    assert reference.energies[1] == min(energies[:2])
+    assert reference.energies[2] == min(energies[3:5])
+    assert reference.header["without_energy"] == "1"
+    assert sum(seen) == len(given)
+    path = tmp_path / "built.csv.gz"
+    write_reference(path, reference)
+    again = read_reference(path)
+    assert again.energy_scheme == "self-consistent:toy"
+    assert again.energies == pytest.approx(reference.energies, abs=1e-5)
+    assert Hull.load(path).scheme_for(toy.info) == "self-consistent:toy"
+    with pytest.raises(RelaxError, match="no compound"):
+        build_reference(given[6:], toy)
+
+
+def test_the_shipped_hull_knows_common_crystals():
+    hull = Hull.load("chgnet")
+    info = describe("chgnet")
+    assert info.energy_scheme == "self-consistent:chgnet" and info.elements >= 85
+    assert "CC BY 4.0" in info.header["attribution"]
+    assert info.path.stat().st_size < 5e6
+    salt = Structure.from_spacegroup(
+        225, Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+    energies = potentials.load("chgnet").energies_per_atom([salt])
+    potential = potentials.find("chgnet")
+    formation = hull.formation_energy_per_atom([salt.composition], energies, potential)
+    assert formation[0] == pytest.approx(-2.08, abs=0.05)
+    assert hull.energy_above_hull([salt.composition], formation)[0] == pytest.approx(0, abs=0.02)
