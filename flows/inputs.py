@@ -61,11 +61,12 @@ def check_generator(config: CampaignConfig) -> Card:
     Raises:
         SymmBFNError: It is not, or cannot.
     """
-    from symmbfn.checkpoint import load_card
-    from symmbfn.sample import check_conditions
+    from symmbfn.checkpoint import load_card, load_model
+    from symmbfn.sample import Templates
 
-    check_conditions(config.checkpoint, conditions(config))
-    return load_card(config.checkpoint)
+    card = load_card(config.checkpoint)
+    Templates(load_model(card), card, conditions(config), seed=0)  # raises if nothing is left
+    return card
 
 
 def check_stability(config: CampaignConfig) -> tuple[PotentialInfo, Hull, Reference]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from relax.potentials import PotentialInfo
 
 _POLL_SECONDS = 2.0
+_CLAIMED_AT_ONCE = 256  # starting the worker processes costs seconds
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
                 potential_id=work.potential_id,
                 settings=work.settings,
                 lease_seconds=work.lease_seconds,
-                limit=config.batch_size,
+                limit=_CLAIMED_AT_ONCE,
             )
         for result in _relax_claims(work, claims):
             bar.advance(note=best.after(result))

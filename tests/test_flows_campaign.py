@@ -22,6 +22,7 @@ from flows.leases import free_dead, worker_name
 from flows.outcome import outcome
 from flows.stage_generate import examine, generate_batch, open_campaign, store
 from tests.flows_support import (
+    KNOWN,
     rocksalt,
     run_stages,
     symmbfn,
@@ -186,8 +187,9 @@ def test_leases_of_the_living_stay(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_runs_a_campaign_and_shows_it(checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ["discover", "-n", "2", "--steps", "3", "--max-relax-steps", "20", "--json"]
+    arguments = ["discover", "-n", "2", "--steps", "3", "--max-relax-steps", "10", "--json"]
     arguments += ["--workers", "1", "--checkpoint", str(checkpoint)]
+    arguments += ["--reference", str(checkpoint / KNOWN)]
     done = symmbfn(*arguments, home=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

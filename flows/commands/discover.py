@@ -104,6 +104,9 @@ def _run(settings: CampaignConfig) -> int:
         server.set_environment()
         with server.starting() as temporary:
             inputs.check(settings)
+            from db.session import open_database
+
+            open_database(settings.database)  # a bad one is told now, not after the start
             inputs.warm_up()
             from flows.campaign import discover as flow
 

@@ -113,7 +113,10 @@ def evaluate(
         },
     )
     metrics = _evaluate(config, Path(what), reference, stability=potential is not None)
-    found = {name: value for name, value in metrics.to_dict().items() if value is not None}
+    found = metrics.to_dict()
+    if potential is None:
+        for name in ("stable", "metastable", "sun", "msun"):
+            del found[name]
     if as_json:
         common.print_json(found)
     else:
