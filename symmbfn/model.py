@@ -22,6 +22,9 @@ from symmbfn.network import (
 )
 from symmbfn.wyckoff import LATTICE_BASIS, LATTICE_FIXED, LATTICE_FREE, MAX_LETTERS, lattice_family
 
+KINDS_FROM = 0.5  # time from which the sampler holds to the number of elements
+UNLIKELY = 12.0  # nats
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -311,6 +314,8 @@ class SymmBFN(nn.Module):
         for step in range(1, steps + 1):
             t = torch.full((size,), (step - 1) / steps, device=device)
             x = self.estimate(beliefs, t, template)
+            if (step - 1) / steps >= KINDS_FROM:
+                x.elements = limit_kinds(x.elements, template.mask, template.kinds)
             points = self._project((x.coordinates + 1) / 2, x.letters.exp(), group)
             lattice = x.lattice * self.lattice_free[group]
             beliefs = Beliefs(
@@ -326,6 +331,7 @@ class SymmBFN(nn.Module):
                 ),
             )
         x = self.estimate(beliefs, torch.ones(size, device=device), template)
+        x.elements = limit_kinds(x.elements, template.mask, template.kinds)
         return Draw(
             coordinates=(x.coordinates + 1) / 2,
             lattice=self._unstandardise(x.lattice, group),
@@ -351,6 +357,35 @@ class SymmBFN(nn.Module):
         tables = self.network.tables.projectors[group]
         expected = torch.einsum("bnl,blij->bnij", letters, tables)
         return torch.einsum("bnij,bnj->bni", expected[..., :3], points) + expected[..., 3]
+
+
+def limit_kinds(log_probabilities: Tensor, mask: Tensor, kinds: Tensor) -> Tensor:
+    """Make all but the `kinds` elements that explain the orbits best very unlikely.
+
+    The flow draws the elements of different orbits too independently; this conditions it on their
+    number. The elements are chosen one by one, each the one that most raises the joint probability
+    of the orbits.
+
+    Args:
+        log_probabilities: (B, N, 100).
+        mask: (B, N), True for real orbits.
+        kinds: (B,) number of distinct elements, 0 for any.
+
+    Returns:
+        (B, N, 100) log-probabilities.
+    """
+    probabilities = log_probabilities.exp() * mask[..., None]
+    chosen = torch.zeros_like(probabilities[:, 0], dtype=torch.bool)
+    covered = torch.full_like(probabilities[..., 0], 1e-3)
+    for count in range(int(kinds.max())):
+        gain = (covered[..., None] + probabilities).log().sum(1)
+        best = gain.masked_fill(chosen, -torch.inf).argmax(-1)
+        wanted = kinds > count
+        chosen[wanted, best[wanted]] = True
+        added = probabilities.gather(2, best[:, None, None].expand(*mask.shape, 1))[..., 0]
+        covered = covered + added * wanted[:, None]
+    unlikely = ~chosen & (kinds > 0)[:, None]
+    return (log_probabilities - UNLIKELY * unlikely[:, None]).log_softmax(-1)
 
 
 def _draw(log_probabilities: Tensor, generator: torch.Generator) -> Tensor:

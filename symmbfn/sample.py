@@ -2,11 +2,11 @@
 
 Space group, number of orbits and number of elements are drawn from the training frequencies, as
 far as the conditions allow; the flow draws the rest. Every crystal returned has only legal Wyckoff
-positions, none without free coordinates twice, at most `max_atoms` atoms in its primitive cell, no
-two atoms closer than 0.5 Å, and only allowed elements. What breaks a rule is drawn again.
+positions, none without free coordinates twice, the number of elements drawn first and only allowed
+ones, at most `max_atoms` atoms in its primitive cell, and no two atoms closer than 0.5 Å. What
+breaks a rule is drawn again: the same space group and numbers at first, then others.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,16 @@ from symmbfn.crystal import Crystal
 from symmbfn.data import num_operations
 from symmbfn.errors import SymmBFNError
 from symmbfn.model import Draw, SymmBFN, Template
-from symmbfn.network import NUM_ELEMENTS
+from symmbfn.network import MAX_KINDS, NUM_ELEMENTS
 from symmbfn.wyckoff import FloatArray, IntArray, space_group
 
 DEFAULT_STEPS = 50
 DEFAULT_BATCH_SIZE = 256
 MAX_ATOMS = 20  # of the training data
 MIN_DISTANCE = 0.5  # Å
-MAX_DRAWS = 20  # for each crystal asked for, before giving up
+MAX_PAIRS = 1_000_000  # of orbits and symmetry images in a batch
+MAX_TURNS = 20  # draws for each crystal asked for, before giving up
+TURNS_PER_TEMPLATE = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Tally:
     drawn: int = 0
     accepted: int = 0
     too_many_atoms: int = 0
+    other_number_of_elements: int = 0
     no_legal_positions: int = 0
     overlapping: int = 0
 
@@ -86,8 +89,8 @@ def sample(
         tally: Filled in with the number of draws, where given.
 
     Raises:
-        SymmBFNError: the checkpoint is bad, a condition is unknown to it or impossible, or fewer
-            than one draw in 20 meets the conditions.
+        SymmBFNError: the checkpoint is bad, a condition is unknown to it or impossible, or a
+            crystal still breaks a rule after 20 draws.
     """
     card = load_card(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,35 +100,29 @@ def sample(
     tally = tally if tally is not None else Tally()
     generator = torch.Generator(device).manual_seed(seed)
     templates = Templates(model, card, conditions, seed)
-    crystals: list[Crystal] = []
-    while len(crystals) < n:
-        if tally.drawn >= MAX_DRAWS * n:
-            raise SymmBFNError(
-                f"only {len(crystals)} of {n} crystals met the conditions in {tally.drawn} draws: "
-                "ask for fewer, or loosen the elements, space groups or atom count"
-            )
-        rate = (tally.accepted + 1) / (tally.drawn + 1)
-        wanted = min(math.ceil(1.1 * (n - len(crystals)) / rate), MAX_DRAWS * n - tally.drawn)
-        for template in templates.draw(wanted, batch_size or DEFAULT_BATCH_SIZE):
+    rows = templates.choose(n)
+    crystals: list[Crystal | None] = [None] * n
+    pending = np.arange(n)
+    for turn in range(1, MAX_TURNS + 1):
+        for chunk, template in templates.batches(rows[pending], batch_size or DEFAULT_BATCH_SIZE):
             draw = model.sample(template, steps or DEFAULT_STEPS, generator)
-            crystals += _finish(draw, template, conditions.max_atoms, tally)
+            finished = _finish(draw, template, conditions.max_atoms, tally)
+            for slot, crystal in zip(pending[chunk], finished, strict=True):
+                crystals[slot] = crystal
             if on_batch is not None:
-                on_batch(min(len(crystals), n))
-    order = np.random.default_rng(seed).permutation(len(crystals))
-    return [crystals[index] for index in order[:n]]
-
-
-def check_conditions(checkpoint: str | Path, conditions: Conditions) -> None:
-    """Find out, before anything is drawn, whether a checkpoint can meet the conditions.
-
-    Raises:
-        SymmBFNError: the checkpoint is bad, or a condition is unknown to it or impossible.
-    """
-    card = load_card(checkpoint)
-    model = load_model(card)
-    allowed = _allowed_elements(model, card, conditions)
-    _allowed_templates(model, card, conditions, int(allowed.sum()))
-    _targets(card, conditions)
+                on_batch(n - crystals.count(None))
+        pending = np.flatnonzero([crystal is None for crystal in crystals])
+        if not len(pending):
+            break
+        if turn % TURNS_PER_TEMPLATE == 0:
+            rows[pending] = templates.choose(len(pending))
+    done = [crystal for crystal in crystals if crystal is not None]
+    if len(done) < n:
+        raise SymmBFNError(
+            f"only {len(done)} of {n} crystals met the conditions in {tally.drawn} draws: "
+            "loosen the elements, space groups or atom count"
+        )
+    return done
 
 
 class Templates:
@@ -138,21 +135,46 @@ class Templates:
         self.random = np.random.default_rng(seed)
         self.device = model.elements.device
 
-    def draw(self, n: int, batch_size: int) -> Iterator[Template]:
-        """Batches of n crystals in all, sorted by size so that padding costs little."""
-        table = self.table
-        rows = self.random.choice(len(table), n, p=table[:, 3] / table[:, 3].sum())
-        operations = num_operations().numpy()[table[rows, 0]]
-        rows = rows[np.lexsort((operations, table[rows, 1]))]
-        for chunk in np.array_split(rows, math.ceil(n / batch_size)):
-            orbits = torch.from_numpy(table[chunk, 1])
-            yield Template(
-                group=torch.from_numpy(table[chunk, 0]).to(self.device),
-                mask=(torch.arange(int(orbits.max())) < orbits[:, None]).to(self.device),
-                kinds=torch.from_numpy(table[chunk, 2]).to(self.device),
-                properties=self.targets.expand(len(chunk), -1).to(self.device),
-                allowed=self.allowed.to(self.device),
+    def choose(self, n: int) -> IntArray:
+        """(n,) rows of the table, by their frequencies in the training data."""
+        weights = self.table[:, 3] / self.table[:, 3].sum()
+        rows: IntArray = self.random.choice(len(self.table), n, p=weights)
+        return rows
+
+    def batches(self, rows: IntArray, batch_size: int) -> Iterator[tuple[IntArray, Template]]:
+        """Cut rows into batches of like size, so that padding costs little.
+
+        Yields:
+            Which of the rows, and the templates they stand for.
+        """
+        group, orbits, kinds, _ = self.table[rows].T
+        operations = num_operations().numpy()[group]
+        order = np.lexsort((operations, orbits))
+        for chunk in _chunks(orbits[order], operations[order], batch_size):
+            chosen = order[chunk]
+            sizes = torch.from_numpy(orbits[chosen])
+            yield (
+                chosen,
+                Template(
+                    group=torch.from_numpy(group[chosen]).to(self.device),
+                    mask=(torch.arange(int(sizes.max())) < sizes[:, None]).to(self.device),
+                    kinds=torch.from_numpy(kinds[chosen]).to(self.device),
+                    properties=self.targets.expand(len(chosen), -1).to(self.device),
+                    allowed=self.allowed.to(self.device),
+                ),
             )
+
+
+def _chunks(orbits: IntArray, operations: IntArray, batch_size: int) -> Iterator[slice]:
+    """Cut sorted crystals where a batch is full: in number, or in padded pairs to look at."""
+    start = 0
+    for stop in range(1, len(orbits) + 1):
+        pairs = int(orbits[stop - 1]) ** 2 * int(operations[start:stop].max())
+        size = stop - start
+        if size > 1 and (size > batch_size or size * pairs > MAX_PAIRS):
+            yield slice(start, stop - 1)
+            start = stop - 1
+    yield slice(start, len(orbits))
 
 
 def _allowed_elements(model: SymmBFN, card: Card, conditions: Conditions) -> Tensor:
@@ -230,35 +252,36 @@ def _targets(card: Card, conditions: Conditions) -> Tensor:
     return torch.tensor([conditions.properties.get(name, torch.nan) for name in card.properties])
 
 
-def _finish(draw: Draw, template: Template, max_atoms: int, tally: Tally) -> Iterator[Crystal]:
-    """Crystals of a batch that keep the rules."""
+def _finish(
+    draw: Draw, template: Template, max_atoms: int, tally: Tally
+) -> Iterator[Crystal | None]:
+    """The crystals of a batch, None for one that breaks a rule."""
     elements = draw.elements.argmax(-1).cpu().numpy() + 1
     letters = draw.letters.double().cpu().numpy()
     coordinates = draw.coordinates.double().cpu().numpy()
     lattice = draw.lattice.double().cpu().numpy()
     groups = template.group.cpu().numpy() + 1
+    kinds = template.kinds.tolist()
     for row, orbits in enumerate(template.mask.sum(1).tolist()):
         tally.drawn += 1
         group = space_group(int(groups[row]))
+        species = elements[row, :orbits]
         chosen = _choose_letters(letters[row, :orbits], group.degrees_of_freedom)
-        if chosen is None:
+        crystal = None
+        if min(len(set(species)), MAX_KINDS) != kinds[row]:
+            tally.other_number_of_elements += 1
+        elif chosen is None:
             tally.no_legal_positions += 1
-            continue
-        if group.primitive_multiplicities[chosen].sum() > max_atoms:
+        elif group.primitive_multiplicities[chosen].sum() > max_atoms:
             tally.too_many_atoms += 1
-            continue
-        points = np.einsum("nij,nj->ni", group.projectors[chosen], coordinates[row, :orbits])
-        crystal = Crystal(
-            space_group=group.number,
-            lattice=lattice[row],
-            species=elements[row, :orbits],
-            letters=chosen,
-            frac_coords=points + group.offsets[chosen],
-        )
-        if not crystal.shortest_distance() >= MIN_DISTANCE:
-            tally.overlapping += 1
-            continue
-        tally.accepted += 1
+        else:
+            points = np.einsum("nij,nj->ni", group.projectors[chosen], coordinates[row, :orbits])
+            points += group.offsets[chosen]
+            crystal = Crystal(group.number, lattice[row], species, chosen, points)
+            if not crystal.shortest_distance() >= MIN_DISTANCE:
+                tally.overlapping += 1
+                crystal = None
+        tally.accepted += crystal is not None
         yield crystal
 
 
