@@ -9,6 +9,7 @@ and order with 0.01 Å of noise, and times everything.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from pymatgen.core import Structure
 
 from relax.formulas import reduced_formula
 from relax.invariants import Invariants, fingerprint
-from relax.matching import IndexReference, Reference
+from relax.matching import Reference, write_index
 from symmbfn.files import read_structures
 
 
@@ -33,14 +34,22 @@ def main() -> None:
     formulas = {reduced_formula(structure.composition) for structure in new}
     known = [one for one in known if reduced_formula(one.composition) in formulas]
 
-    rows: dict[str, list[Invariants]] = {}
-    for structure in known:
-        rows.setdefault(reduced_formula(structure.composition), []).append(Invariants.of(structure))
-    by_index, index_seconds = _timed(lambda: IndexReference("known", "", rows).novel(new))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "known.npz"
+        write_index(
+            path,
+            [reduced_formula(structure.composition) for structure in known],
+            [Invariants.of(structure) for structure in known],
+            [True] * len(known),
+            "",
+        )
+        index = Reference.load(path)
+    by_index, index_seconds = _timed(lambda: index.novel(new))
     exact = Reference.from_structures(known)
     by_matcher, matcher_seconds = _timed(lambda: exact.novel(new))
 
-    shared = np.array([reduced_formula(structure.composition) in rows for structure in new])
+    of_known = {reduced_formula(structure.composition) for structure in known}
+    shared = np.array([reduced_formula(structure.composition) in of_known for structure in new])
     agree = by_index == by_matcher
     print(f"{len(new)} new crystals, {shared.sum()} of a known formula, ", end="")
     print(f"{(~by_matcher).sum()} match a known one")

@@ -7,10 +7,12 @@ import io
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -147,24 +149,87 @@ class StructureReference(Reference):
         return np.array(found, dtype=bool)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of an index, sorted by formula.
+
+    Attributes:
+        formulas: Reduced formulas, one for each structure.
+        sites: Atoms in the primitive cells.
+        cells: See `Invariants.cell`, shape (structures, 7).
+        distances: See `Invariants.distances`, one after the other.
+        ends: Where those of each structure end.
+        used: Which structures count.
+        attribution: Of the structures.
+    """
+
+    formulas: list[str]
+    sites: NDArray[np.uint16]
+    cells: NDArray[np.uint8]
+    distances: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+    used: NDArray[np.bool_]
+    attribution: str
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]], training_only: bool) -> Columns:
+        """Check and take over the arrays of a file.
+
+        Raises:
+            KeyError: One is missing.
+            ValueError: They do not fit together.
+        """
+        columns = cls(
+            formulas=arrays["formulas"].tobytes().decode().split("\n"),
+            sites=arrays["sites"],
+            cells=np.ascontiguousarray(arrays["cells"].T),
+            distances=arrays["distances"],
+            ends=np.cumsum(arrays["sizes"].astype(int)),
+            used=(arrays["flags"] & _TRAINING).astype(bool) | (not training_only),
+            attribution=str(arrays["attribution"]),
+        )
+        rows = len(columns.formulas)
+        lengths = {len(columns.sites), len(columns.cells), len(columns.ends), len(columns.used)}
+        if lengths != {rows} or columns.ends[-1] != len(columns.distances):
+            raise ValueError("columns of different lengths")
+        return columns
+
+    def of_formula(self, formula: str) -> list[Invariants]:
+        """Return the invariants of the structures of a formula."""
+        rows = range(bisect_left(self.formulas, formula), bisect_right(self.formulas, formula))
+        return [
+            Invariants(
+                int(self.sites[row]),
+                self.cells[row],
+                self.distances[self.ends[row - 1] if row else 0 : self.ends[row]],
+            )
+            for row in rows
+            if self.used[row]
+        ]
+
+
 class IndexReference(Reference):
     """An index of invariants: a few bytes for each known structure, which it does not hold.
 
     How often it agrees with `matches` is measured in benchmarks/novelty.py.
     """
 
-    def __init__(
-        self, name: str, sha256: str, rows: dict[str, list[Invariants]], attribution: str = ""
-    ) -> None:
-        """Wrap invariants by reduced formula; `read` reads a file."""
+    def __init__(self, name: str, sha256: str, columns: Columns) -> None:
+        """Wrap the columns of an index; `read` reads a file.
+
+        Args:
+            name: What it was asked for by.
+            sha256: Of its content.
+            columns: One row for each known structure, sorted by formula.
+        """
         self.name = name
         self.sha256 = sha256
-        self.attribution = attribution
-        self._rows = rows
+        self.attribution = columns.attribution
+        self._columns = columns
 
     def __len__(self) -> int:
         """Return how many crystals it knows."""
-        return sum(map(len, self._rows.values()))
+        return int(self._columns.used.sum())
 
     def novel(self, structures: Sequence[Structure]) -> NDArray[np.bool_]:
         """See the base class."""
@@ -173,7 +238,7 @@ class IndexReference(Reference):
     def _is_novel(self, structure: Structure) -> bool:
         if not _comparable(structure):
             return False
-        bucket = self._rows.get(_formula(structure))
+        bucket = self._columns.of_formula(_formula(structure))
         if not bucket:
             return True
         own = Invariants.of(structure)
@@ -189,15 +254,14 @@ class IndexReference(Reference):
         try:
             data = path.read_bytes()
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                rows = _unpacked({key: arrays[key] for key in arrays.files}, training_only)
-                attribution = str(arrays["attribution"])
+                columns = Columns.of({key: arrays[key] for key in arrays.files}, training_only)
         except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
             raise RelaxError(
                 f"{path}: no index of structures ({type(error).__name__}); give one, or a file of "
                 "structures"
             ) from error
         sha256 = hashlib.sha256(data + bytes([training_only])).hexdigest()
-        return cls(name, sha256, rows, attribution)
+        return cls(name, sha256, columns)
 
 
 def write_index(
@@ -227,24 +291,6 @@ def write_index(
         flags=np.array([_TRAINING * training[row] for row in order], dtype=np.uint8),
         attribution=np.array(attribution),
     )
-
-
-def _unpacked(
-    arrays: dict[str, NDArray[np.uint8]], training_only: bool
-) -> dict[str, list[Invariants]]:
-    ends = np.cumsum(arrays["sizes"].astype(int))
-    cells = np.ascontiguousarray(arrays["cells"].T)
-    names = arrays["formulas"].tobytes().decode().split("\n")
-    if not len(names) == len(ends) == len(cells) == len(arrays["flags"]) == len(arrays["sites"]):
-        raise ValueError("columns of different lengths")
-    rows: dict[str, list[Invariants]] = {}
-    for row, (formula, sites) in enumerate(zip(names, arrays["sites"].tolist(), strict=True)):
-        if training_only and not arrays["flags"][row] & _TRAINING:
-            continue
-        begin = ends[row - 1] if row else 0
-        distances = arrays["distances"][begin : ends[row]]
-        rows.setdefault(formula, []).append(Invariants(sites, cells[row], distances))
-    return rows
 
 
 def _comparable(structure: Structure) -> bool:
