@@ -1,4 +1,6 @@
-"""Speed and quality of a generator: python benchmarks/generation.py [CHECKPOINT] [-n N] [--steps S …]
+"""Speed and quality of a generator.
+
+    python benchmarks/generation.py [CHECKPOINT] [-n N] [--steps S …]
 
 For each number of steps: crystals a second end to end to pymatgen structures (loading left out),
 draws refused and why, how often the detected space group is the drawn one, and `symmbfn.metrics`

@@ -10,9 +10,8 @@ from flows.errors import ConfigError
 from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
-    from relax.matching import Reference
-
     from relax.hull import Hull
+    from relax.matching import Reference
     from relax.potentials import PotentialInfo
     from symmbfn.checkpoint import Card
     from symmbfn.sample import Conditions
