@@ -109,9 +109,9 @@ def write_reference(path: Path, reference: ReferenceEnergies) -> None:
     writer = csv.writer(text, lineterminator="\n")
     counts = reference.counts
     writer.writerow(["formula", reference.quantity, *(["count"] if counts else [])])
-    for row, (formula, energy) in enumerate(
-        zip(reference.formulas, reference.energies, strict=True)
-    ):
+    for row, (parts, energy) in enumerate(zip(reference.amounts, reference.energies, strict=True)):
+        # without brackets, which take ten times as long to read
+        formula = "".join(f"{symbol}{x:g}" if x != 1 else symbol for symbol, x in parts.items())
         writer.writerow([formula, f"{energy:.5f}", *([counts[row]] if counts else [])])
     data = text.getvalue().encode()
     if path.suffix == ".gz":

@@ -18,9 +18,6 @@ def main(pipe: Connection) -> None:
     from relax.relaxation import relax_one
 
     name, config = pipe.recv()
-    import torch
-
-    torch.set_num_threads(1)
     try:
         potential = load(name, device=config.device, dtype=config.dtype)
     except RelaxError as error:

@@ -123,7 +123,9 @@ def test_workers_do_as_the_calling_process_does(toy):
     alone = relax(given, toy, RelaxConfig(workers=0))
     spread = relax(given, toy, RelaxConfig(workers=2))
     assert [one.energy_per_atom for one in alone] == [one.energy_per_atom for one in spread]
-    assert sorted(index for index, _ in relax_iter(given, toy, RelaxConfig(workers=3))) == [0, 1, 2]
+    some = relax_iter(given, toy, RelaxConfig(workers=1))
+    assert next(some)[0] in range(3)
+    some.close()  # ends the worker, too
     assert relax([], toy) == []
 
 
