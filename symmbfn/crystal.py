@@ -8,7 +8,7 @@ symmetric S = ½ log(L Lᵀ), written S = Σ kᵢ Bᵢ with the matrices of `LAT
 family fixes some of the k (Ruple et al. 2026, after DiffCSP++); the others are free real numbers.
 
 Representative. Of the orbit's atoms that lie on the tabulated first representative of the Wyckoff
-position, the one nearest (½, ½, ½): equivalent crystals in one setting get one description.
+position, the one nearest (½, ½, ½), so that a crystal in one setting gets one description.
 """
 
 from collections.abc import Iterable, Sequence
@@ -134,7 +134,11 @@ class Crystal:
         return crystal.with_centred_origin()
 
     def with_centred_origin(self) -> "Crystal":
-        """Along polar axes the origin is free: put the representatives' circular mean at ½."""
+        """Along polar axes the origin is free: put the representatives' circular mean at ½.
+
+        Which atoms represent their orbits may depend on the origin that was there before, so that
+        a crystal with a screw axis or glide along such an axis has a few descriptions, not one.
+        """
         group = space_group(self.space_group)
         if not group.polar.any():
             return self

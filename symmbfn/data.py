@@ -5,6 +5,7 @@ safetensors alone, so that training runs where nothing else is installed.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -87,7 +88,9 @@ class CrystalData:
         """Write everything to one safetensors file."""
         tensors = {k: v.contiguous() for k, v in vars(self).items() if k != "names"}
         metadata = {"format": FORMAT, "properties": json.dumps(self.names)}
-        save_file(tensors, str(path), metadata)
+        temporary = Path(f"{path}.tmp")
+        save_file(tensors, str(temporary), metadata)
+        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "CrystalData":

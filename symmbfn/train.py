@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -118,6 +118,7 @@ class Run:
         rate = config.learning_rate * self._schedule()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        torch.manual_seed(_mix(config.seed + 3, self.step))  # of the dropout
         generator = torch.Generator(config.device).manual_seed(_mix(config.seed, self.step))
         losses = self.model.loss(batch.to(config.device), generator)
         self.optimizer.zero_grad(set_to_none=True)
@@ -189,9 +190,17 @@ class Run:
         """Go on from the resume file.
 
         Raises:
-            SymmBFNError: it belongs to another model.
+            SymmBFNError: it is damaged or belongs to another model.
         """
         path = self.config.out / RESUME
+        try:
+            self._read(path)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise SymmBFNError(
+                f"{path} is damaged ({error}): delete it to start again, or give another --out"
+            ) from error
+
+    def _read(self, path: Path) -> None:
         with safe_open(str(path), "pt", device=self.config.device) as file:
             metadata = file.metadata()
             if json.loads(metadata["model"]) != json.loads(json.dumps(self.config.model.to_dict())):
@@ -240,7 +249,14 @@ def train(
                 f"property {name} is not in the training data (it has "
                 f"{', '.join(data.names) or 'none'}): import the data with that column"
             )
-    config.out.mkdir(parents=True, exist_ok=True)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        torch.empty(0, device=config.device)
+    except (OSError, RuntimeError) as error:
+        raise SymmBFNError(
+            f"cannot train into {config.out} on {config.device}: {str(error).splitlines()[0]}; "
+            "give another --out or --device"
+        ) from error
     run = Run(config, data)
     if (config.out / RESUME).exists():
         run.resume()

@@ -179,6 +179,17 @@ def test_training_lowers_the_loss_and_resumes(data: CrystalData, tmp_path: Path)
         train(replace(config, model=model_config(data, other)), data)
 
 
+def test_a_damaged_resume_file_or_folder_is_refused(data: CrystalData, tmp_path: Path) -> None:
+    config = TrainConfig(out=tmp_path, max_steps=1, model=model_config(data, SMALL))
+    (tmp_path / RESUME).write_bytes(b"half a file")
+    with pytest.raises(SymmBFNError, match="is damaged"):
+        train(config, data)
+    with pytest.raises(SymmBFNError, match="another --out"):
+        train(replace(config, out=tmp_path / RESUME), data)
+    with pytest.raises(SymmBFNError, match="another --out or --device"):
+        train(replace(config, device="abacus"), data)
+
+
 def test_training_needs_the_named_properties(data: CrystalData, tmp_path: Path) -> None:
     model = replace(SMALL, properties=("hardness",))
     with pytest.raises(SymmBFNError, match="hardness is not in the training data"):
