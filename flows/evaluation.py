@@ -32,7 +32,6 @@ def evaluate(
             both as given and as relaxed.
     """
     from relax.matching import Reference, unique
-
     from symmbfn import metrics
 
     known = (

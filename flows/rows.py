@@ -14,9 +14,9 @@ from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
-    from relax.matching import Reference
 
     from relax.hull import Hull
+    from relax.matching import Reference
     from relax.optimize import RelaxConfig, RelaxResult
     from relax.potentials import PotentialInfo
     from symmbfn.checkpoint import Card

@@ -106,7 +106,6 @@ class Drawn:
 def examine(structure: Structure, space_group_drawn: int) -> Drawn:
     """Look at a generated crystal: its flaws, fingerprint, and the symmetry that it really has."""
     from relax.matching import fingerprint
-
     from symmbfn.metrics import space_group, structural_flaw
 
     flaw = structural_flaw(structure)

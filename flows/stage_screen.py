@@ -15,10 +15,10 @@ from flows.rows import hull_row, known_row, potential_row, relax_config, relax_s
 from flows.settings import CampaignConfig, ThresholdSettings
 
 if TYPE_CHECKING:
-    from relax.matching import Reference
     from sqlalchemy.orm import Session
 
     from relax.hull import Hull
+    from relax.matching import Reference
 
 
 def screen_pending(config: CampaignConfig, campaign_id: int) -> None:
