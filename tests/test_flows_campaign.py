@@ -18,6 +18,7 @@ from sqlalchemy import select
 from db import queries
 from db.models import Candidate, Provenance, Relaxation, Stability
 from db.session import Database, open_database
+from flows.cli import run
 from flows.leases import free_dead, worker_name
 from flows.outcome import outcome
 from flows.stage_generate import examine, generate_batch, open_campaign, store
@@ -165,8 +166,8 @@ def test_a_crystal_drawn_twice_is_one_candidate(checkpoint: Path, tmp_path: Path
     with database.session(write=False) as session:
         drawn = session.scalars(select(Provenance).where(Provenance.candidate_id == first)).all()
         invalid = session.get_one(Candidate, third)
+        assert invalid.state == "invalid" and invalid.reason
     assert len(drawn) == 2
-    assert invalid.state == "invalid" and invalid.reason
 
 
 def test_leases_of_the_living_stay(checkpoint: Path, tmp_path: Path) -> None:
@@ -186,7 +187,12 @@ def test_leases_of_the_living_stay(checkpoint: Path, tmp_path: Path) -> None:
         assert free_dead(session) == 1
 
 
-def test_the_command_runs_a_campaign_and_shows_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_command_runs_a_campaign_and_shows_it(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     arguments = ["discover", "-n", "2", "--steps", "3", "--max-relax-steps", "10", "--json"]
     arguments += ["--workers", "1", "--checkpoint", str(checkpoint)]
     arguments += ["--reference", str(checkpoint / KNOWN)]
@@ -198,15 +204,27 @@ def test_the_command_runs_a_campaign_and_shows_it(checkpoint: Path, tmp_path: Pa
     again = symmbfn(*arguments, home=tmp_path)
     assert "going on with it" in again.stderr
     assert json.loads(again.stdout) == found
-    listed = symmbfn("candidates", "--json", home=tmp_path)
-    rows = json.loads(listed.stdout)
+
+    def shown(*arguments: str) -> str:
+        assert run(arguments) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    rows = json.loads(shown("candidates", "--json"))
     assert len(rows) == found["counts"]["distinct"]
-    shown = symmbfn("show", rows[0]["material_id"], home=tmp_path)
-    assert "sha256" in shown.stdout
-    exported = symmbfn("export", "nsites > 0", "--to", "out", "--format", "cif", home=tmp_path)
-    assert exported.returncode == 0, exported.stderr
-    assert len(list((tmp_path / "out").glob("*.cif"))) == len(rows)
-    again = symmbfn("export", "nsites > 0", "--to", "out", "--format", "cif", home=tmp_path)
-    assert again.returncode == 2 and "--force" in again.stderr
-    empty = symmbfn("candidates", "nsites > 1000", home=tmp_path)
-    assert empty.returncode == 2 and empty.stderr.count("\n") == 1
+    assert "sha256" in shown("show", rows[0]["material_id"])
+    for format in ("cif", "poscar", "extxyz", "json"):
+        shown("export", "nsites > 0", "--to", "out", "--format", format)
+    assert len(list((tmp_path / "out").iterdir())) == 4 * len(rows)
+    for refused, says in [
+        (["export", "nsites > 0", "--to", "out"], "--force"),
+        (["export", "nsites > 1000", "--to", "none"], "no candidate matches"),
+        (["candidates", "nsites > 1000"], "no candidate matches"),
+        (["candidates", "nsites >"], "filter"),
+        (["show", "sbfn-99"], "sbfn-99"),
+    ]:
+        assert run(refused) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert says in captured.err
+    assert not (tmp_path / "none").exists()
