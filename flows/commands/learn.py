@@ -27,7 +27,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint.")],
     validation: Annotated[Path | None, typer.Option(help="Held-out file of the same kind.")] = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="Wall-clock budget.")] = 60.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Crystals in a step.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crystals in a step.")] = 128,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 6e-4,
     seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
