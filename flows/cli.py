@@ -49,14 +49,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = command.main(arguments, prog_name="symmbfn", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            return _interrupted()
         return code if isinstance(code, int) else 0
     except TyperException as error:  # without a message it has shown the help instead
         return _complain(_usage(error)) if error.format_message() else BAD_INPUT
     except (ConfigError, DatabaseError, RelaxError, SymmBFNError) as error:
         return _complain(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -68,6 +69,11 @@ def _usage(error: TyperException) -> str:
     where = context.command_path if context is not None else "symmbfn"
     message = error.format_message().rstrip(".")
     return f"{message}; see `{where} --help`"
+
+
+def _interrupted() -> int:
+    print("interrupted; what is finished is kept", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _complain(message: str) -> int:
