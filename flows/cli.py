@@ -61,6 +61,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = error.filename or "a file"
+        return _complain(f"{where}: {error.strerror or error}; check the path and its permissions")
 
 
 def _usage(error: TyperException) -> str:
