@@ -242,12 +242,14 @@ def _read(path: Path, info: PotentialInfo, device: str, dtype: str | None) -> Ma
 
 @contextlib.contextmanager
 def _mace_imported() -> Iterator[None]:
-    """Import mace first of all that needs e3nn, and undo what the import does to the process.
+    """Import mace before all else that needs e3nn; what the two need of the process is undone.
 
-    It sets a variable after which every later torch.load may run code.
+    e3nn reads its own tables in a way that torch refuses without a variable, which mace sets for
+    good when it is first imported: after that every later torch.load may run code.
     """
     before = os.environ.get(_UNSAFE_LOADING)
     try:
+        os.environ[_UNSAFE_LOADING] = "1"
         import mace  # noqa: F401
 
         yield

@@ -1,5 +1,8 @@
 """The registry of potentials, and CHGNet against its own calculator."""
 
+import os
+import warnings
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -7,7 +10,8 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from relax import potentials
 from relax.errors import RelaxError
-from relax.potential_mace import RELEASES
+from relax.optimize import RelaxConfig, relax
+from relax.potential_mace import RELEASES, _mace_imported
 from tests.crystals import make
 from tests.relax_support import TOY_MODULE, add_entry_point
 
@@ -135,17 +139,61 @@ def test_forces_are_the_gradient_of_the_energy(chgnet):
 
 @pytest.mark.slow  # importing mace takes most of a minute where the machine is busy
 def test_mace_names_agree_with_its_package_and_leave_the_process_safe(tmp_path, monkeypatch):
-    import os
-
     junk = tmp_path / "junk.model"
     junk.write_bytes(b"junk")
     monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", raising=False)
     with pytest.raises(RelaxError, match="no MACE weights"):
         potentials.load(str(junk))
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
-    from mace.calculators.foundations_models import mace_mp_urls
-    from mace.tools.utils import get_cache_dir
+    with warnings.catch_warnings(), _mace_imported():
+        warnings.simplefilter("ignore")  # e3nn and mace read their own tables in old ways
+        from mace.calculators.foundations_models import mace_mp_urls
+        from mace.tools.utils import get_cache_dir
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
 
     for release in RELEASES.values():
         assert mace_mp_urls[release.key].endswith(f"/{release.file}")
         assert release.path.parent == get_cache_dir()
+
+
+@pytest.mark.slow  # the same
+def test_a_file_of_mace_weights_gives_energies_and_relaxes(tmp_path):
+    with warnings.catch_warnings(), _mace_imported():
+        warnings.simplefilter("ignore")
+        import torch
+        from e3nn import o3
+        from mace import modules
+
+        torch.manual_seed(0)
+        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        model = modules.ScaleShiftMACE(
+            r_max=4.0,
+            num_bessel=4,
+            num_polynomial_cutoff=5,
+            max_ell=1,
+            interaction_cls=block,
+            interaction_cls_first=block,
+            num_interactions=2,
+            num_elements=2,
+            hidden_irreps=o3.Irreps("8x0e"),
+            MLP_irreps=o3.Irreps("4x0e"),
+            gate=torch.nn.functional.silu,
+            atomic_energies=np.array([-1.0, -2.0]),
+            avg_num_neighbors=8,
+            atomic_numbers=[11, 17],
+            correlation=2,
+            radial_type="bessel",
+            atomic_inter_scale=1.0,
+            atomic_inter_shift=0.0,
+        ).double()
+        path = tmp_path / "tiny.model"
+        torch.save(model, path)
+        potential = potentials.load(str(path), energy_scheme="pbe-u-raw")
+        assert potential.info.elements == {"Na", "Cl"}
+        assert potential.info.energy_scheme == "pbe-u-raw"
+        single = potential.energies_per_atom([rocksalt()])[0]
+        double = potential.energies_per_atom([rocksalt() * (2, 1, 1)])[0]
+        assert single == pytest.approx(double, abs=1e-6) and np.isfinite(single)
+        (result,) = relax([rocksalt()], potential, RelaxConfig(max_steps=3))
+    assert result.steps > 0 or result.status == "converged"
+    assert result.energy_per_atom <= result.initial_energy_per_atom + 1e-6
