@@ -289,6 +289,13 @@ class Network(nn.Module):
         with torch.autocast(x.t.device.type, torch.bfloat16, enabled=self.bf16):
             return self._transform(x, features)
 
+    def use_bf16(self) -> None:
+        """Run in bfloat16 from now on, with the weights themselves cast once; not for training."""
+        self.bf16 = True
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                layer.bfloat16()
+
     def _transform(self, x: NetworkInput, features: Tensor) -> NetworkOutput:
         tables = self.tables
         position = self.letter_features(tables.features) + self.letter_embedding.weight

@@ -23,7 +23,7 @@ from symmbfn.model import Draw, SymmBFN, Template
 from symmbfn.network import MAX_KINDS, NUM_ELEMENTS
 from symmbfn.wyckoff import FloatArray, IntArray, space_group
 
-DEFAULT_STEPS = 25
+DEFAULT_STEPS = 30
 DEFAULT_BATCH_SIZE = 256
 MAX_ATOMS = 20  # of the training data
 MIN_DISTANCE = 0.5  # Å
@@ -83,7 +83,7 @@ def sample(
         checkpoint: Name of a shipped one, or a folder.
         n: How many.
         seed: Of all randomness.
-        steps: Bayesian updates; 25 unless given.
+        steps: Bayesian updates; 30 unless given.
         conditions: What they must be.
         device: Torch device; the GPU where there is one.
         batch_size: Crystals drawn together.
@@ -97,7 +97,7 @@ def sample(
     card = load_card(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(card, device)
-    model.network.bf16 = True
+    model.network.use_bf16()
     conditions = conditions or Conditions()
     tally = tally if tally is not None else Tally()
     generator = torch.Generator(device).manual_seed(seed)
