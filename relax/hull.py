@@ -163,14 +163,16 @@ class Hull:
             formation_energies_per_atom: Of this hull's scheme and elements, eV/atom, shape (N,).
 
         Returns:
-            Energies above the hull, eV/atom, shape (N,); negative below it, NaN where an element is
-            not known here or the formation energy is NaN.
+            Energies above the hull, eV/atom, shape (N,); negative below it. NaN where an element is
+            not known here, where no compound at all is known of several elements (against the
+            elements alone nearly everything looks stable), or where the formation energy is NaN.
         """
         formation = np.asarray(formation_energies_per_atom, dtype=float)
         above = np.full(len(compositions), np.nan)
         for index, composition in enumerate(compositions):
             system = frozenset(composition.get_el_amt_dict())
-            if system <= self.elements and np.isfinite(formation[index]):
+            covered = len(system) == 1 or self.coverage(composition).phases > 0
+            if system <= self.elements and covered and np.isfinite(formation[index]):
                 diagram = self._diagram(system)
                 above[index] = formation[index] - diagram.get_hull_energy_per_atom(
                     composition.element_composition

@@ -90,6 +90,12 @@ def test_unknown_chemistry_is_not_assessable(hull):
     assert hull.coverage(asked[1]).phases == len(TOTALS) - 3
 
 
+def test_elements_without_any_compound_are_not_assessable(tmp_path):
+    hull = Hull.load(write(tmp_path / "gaps.csv", {"Li": -1.9, "Fe": -8.4, "O2": -4.9, "FeO": -7.1}))
+    asked = [Composition("LiO"), Composition("LiFeO2"), Composition("Li")]
+    assert np.isnan(hull.energy_above_hull(asked, [-2.0, -2.0, 0.1])).tolist() == [True, False, False]
+
+
 def test_energies_of_another_scheme_are_refused(hull, tmp_path):
     with pytest.raises(RelaxError, match="of scheme pbe-u-raw, not mp2020"):
         hull.formation_energy_per_atom([Composition("FeO")], [-7.0], "mp2020")
