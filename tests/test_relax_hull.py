@@ -91,9 +91,11 @@ def test_unknown_chemistry_is_not_assessable(hull):
 
 
 def test_elements_without_any_compound_are_not_assessable(tmp_path):
-    hull = Hull.load(write(tmp_path / "gaps.csv", {"Li": -1.9, "Fe": -8.4, "O2": -4.9, "FeO": -7.1}))
+    known = {"Li": -1.9, "Fe": -8.4, "O2": -4.9, "FeO": -7.1}
+    hull = Hull.load(write(tmp_path / "gaps.csv", known))
     asked = [Composition("LiO"), Composition("LiFeO2"), Composition("Li")]
-    assert np.isnan(hull.energy_above_hull(asked, [-2.0, -2.0, 0.1])).tolist() == [True, False, False]
+    above = hull.energy_above_hull(asked, [-2.0, -2.0, 0.1])
+    assert np.isnan(above).tolist() == [True, False, False]
 
 
 def test_energies_of_another_scheme_are_refused(hull, tmp_path):
