@@ -363,7 +363,7 @@ def _plot_losses(out: Path) -> None:
     for axes, name in zip(figure.subplots(2, 3).flat, PARTS, strict=False):
         axes.plot(minutes, [float(row[name]) for row in rows], label="training", lw=1)
         axes.plot(minutes, [float(row[f"validation_{name}"]) for row in rows], label="validation")
-        axes.set(title=name, xlabel="minutes", yscale="log")
+        axes.set(title=name, xlabel="minutes")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.axes[5].set_visible(False)
