@@ -1,8 +1,9 @@
 """The Bayesian flows: one small class per kind of variable (Graves et al. 2023, arXiv 2308.07037).
 
 A flow knows how beliefs about a variable sharpen with time t in [0, 1]: `noisy` draws the belief a
-training step sees, `prior` is the belief at t = 0, and `update` is one Bayesian update with a
-sender sample. Symbols are the paper's. Times have shape (B,); variables (B, ...).
+training step sees, and `update` is one Bayesian update with a sender sample. At t = 0 all
+parameters are 0: μ of the prior, and the logits of equal classes. Symbols are the paper's. Times
+have shape (B,); variables (B, ...).
 """
 
 import math
@@ -40,10 +41,6 @@ class GaussianFlow:
     def alpha(self, step: int, steps: int) -> float:
         """Accuracy of the sender at step 1..steps: αᵢ = σ₁^(-2i/n) (1 - σ₁^(2/n)) (eq. 95)."""
         return float(self.sigma1 ** (-2 * step / steps) * (1 - self.sigma1 ** (2 / steps)))
-
-    def prior(self, like: Tensor) -> Tensor:
-        """μ at t = 0."""
-        return torch.zeros_like(like)
 
     def noisy(self, x: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """μ at time t: N(γ x, γ (1 - γ)) (eq. 77)."""
@@ -95,10 +92,6 @@ class CategoricalFlow:
     def alpha(self, step: int, steps: int) -> float:
         """Accuracy of the sender at step 1..steps: αᵢ = β₁ (2i - 1) / n² (eq. 193)."""
         return self.beta1 * (2 * step - 1) / steps**2
-
-    def prior(self, like: Tensor) -> Tensor:
-        """Logits at t = 0, shape like (..., K)."""
-        return torch.zeros_like(like)
 
     def noisy(self, one_hot: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits y ~ N(β(t) (K e - 1), β(t) K) with β = β₁ t² (eq. 182-185)."""

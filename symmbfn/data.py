@@ -167,8 +167,11 @@ class CrystalData:
 
     def kinds(self) -> Tensor:
         """(n,) number of distinct elements."""
-        real = torch.arange(self.species.shape[1]) < self.orbits[:, None]
-        return count_kinds(self.species.long(), real)
+        return count_kinds(self.species.long(), self.mask())
+
+    def mask(self) -> Tensor:
+        """(n, 20) True for real orbits."""
+        return torch.arange(self.species.shape[1]) < self.orbits[:, None]
 
 
 @cache

@@ -191,9 +191,8 @@ class SymmBFN(nn.Module):
             known = column[~column.isnan()]
             model.property_mean[index] = known.mean()
             model.property_std[index] = known.std().clamp_min(1e-6)
-        real = torch.arange(data.species.shape[1]) < data.orbits[:, None]
         model.elements.copy_(torch.zeros(NUM_ELEMENTS, dtype=torch.bool))
-        model.elements[data.species[real].long().unique()] = True
+        model.elements[data.species[data.mask()].long().unique()] = True
         return model
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
