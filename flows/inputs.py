@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.errors import ConfigError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from relax.matching import Reference
     from relax.potentials import PotentialInfo
     from symmbfn.checkpoint import Card
-    from symmbfn.sample import Conditions
+    from symmbfn.conditions import Conditions
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class Inputs:
     reference: Reference
 
     @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """Hashes of all of it: other content under the same name is another campaign."""
-        return (
-            self.card.sha256,
-            self.potential.weights_sha256 or self.potential.name,
-            *(hull.sha256 for hull in self.hulls),
-            self.reference.sha256,
-        )
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of each of them: other content under the same name is another campaign."""
+        return {
+            "checkpoint": self.card.sha256,
+            "potential": self.potential.weights_sha256 or self.potential.name,
+            **{f"hull {number}": hull.sha256 for number, hull in enumerate(self.hulls, 1)},
+            "reference": self.reference.sha256,
+        }
 
 
 def check(config: CampaignConfig) -> Inputs:
@@ -61,7 +62,7 @@ def check_generator(config: CampaignConfig) -> Card:
         SymmBFNError: It is not, or cannot.
     """
     from symmbfn.checkpoint import load_card, load_model
-    from symmbfn.sample import Templates
+    from symmbfn.conditions import Templates
 
     card = load_card(config.checkpoint)
     Templates(load_model(card), card, conditions(config), seed=0)  # raises if nothing is left
@@ -103,15 +104,29 @@ def load_hull(name: str) -> Hull:
 
 @lru_cache(maxsize=2)
 def load_reference(name: str) -> Reference:
-    """Load known structures once per process."""
-    from relax.matching import Reference
+    """Load known structures once per process: an index by name or file, or any structures.
 
-    return Reference.load(name)
+    Raises:
+        ConfigError: A structure cannot be read; left out, it would make its likes novel.
+        RelaxError, SymmBFNError: There is no such index or file, or it cannot be read at all.
+    """
+    from relax.matching import INDEXES, Reference
+    from symmbfn.files import read_structures
+
+    path = Path(name).expanduser()
+    if name in INDEXES or path.suffix == ".npz" or not path.exists():
+        return Reference.load(name)
+    known = []
+    for entry in read_structures(path):
+        if entry.structure is None:
+            raise ConfigError(f"{path}: {entry.name}: {entry.error}; mend it or take it out")
+        known.append(entry.structure)
+    return Reference.from_structures(known, path.stem)
 
 
 def conditions(config: CampaignConfig) -> Conditions:
     """Turn the table of settings into the generator's own type."""
-    from symmbfn.sample import Conditions
+    from symmbfn.conditions import Conditions
 
     return Conditions(**config.conditions.model_dump(exclude_none=True))
 

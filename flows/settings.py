@@ -31,16 +31,29 @@ class ConditionSettings(_Settings):
     properties: dict[str, float] = Field(
         default_factory=dict, description="Target values, for example band_gap = 1.5 (eV)."
     )
+    guidance: dict[str, float] = Field(
+        default_factory=dict, description="How strongly each target steers; 1 unless given."
+    )
     elements: tuple[str, ...] | None = Field(default=None, description="Only these elements.")
+    require: tuple[str, ...] = Field(default=(), description="All of these elements.")
     exclude: tuple[str, ...] = Field(default=(), description="None of these elements.")
     space_groups: tuple[int, ...] | None = Field(
         default=None, description="Only these groups, 1 to 230."
     )
+    crystal_systems: tuple[str, ...] | None = Field(
+        default=None, description="Only these systems, such as cubic."
+    )
     max_atoms: int | None = Field(
-        default=None, ge=1, le=500, description="Atoms in the primitive cell."
+        default=None, ge=1, le=500, description="Most atoms in the primitive cell."
+    )
+    num_atoms: int | None = Field(
+        default=None, ge=1, le=500, description="Atoms in the primitive cell, exactly."
+    )
+    formula: str | None = Field(
+        default=None, description="Composition, exactly, such as LiFePO4; in any number of units."
     )
 
-    @field_validator("elements", "exclude")
+    @field_validator("elements", "require", "exclude")
     @classmethod
     def _known_elements(cls, symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if not symbols:
@@ -234,8 +247,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def parse_property(text: str) -> tuple[str, float]:
-    """Return name and value of `NAME=VALUE`.
+def parse_number(text: str, option: str, example: str) -> tuple[str, float]:
+    """Return name and value of `NAME=VALUE`, as an option takes it.
 
     Raises:
         ConfigError: When it has another form.
@@ -246,7 +259,7 @@ def parse_property(text: str) -> tuple[str, float]:
     except ValueError:
         number = math.nan
     if not name.strip() or not equals or not math.isfinite(number):
-        raise ConfigError(f"--property {text!r}: write NAME=VALUE, for example band_gap=1.5")
+        raise ConfigError(f"{option} {text!r}: write NAME=VALUE, for example {example}")
     return name.strip(), number
 
 

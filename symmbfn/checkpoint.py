@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from symmbfn.errors import SymmBFNError
 from symmbfn.model import ModelConfig, SymmBFN
 
-FORMAT = "symmbfn-checkpoint-1"
+FORMAT = "symmbfn-checkpoint-2"
 DEFAULT_CHECKPOINT = "mp20"
 SHIPPED = Path(__file__).parent / "checkpoints"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -120,7 +120,7 @@ def load_model(card: Card, device: torch.device | str = "cpu") -> SymmBFN:
     """
     try:
         weights = load_file(str(card.path / WEIGHTS), device=str(device))
-        model = SymmBFN(card.model, num_templates=len(weights["templates"]))
+        model = SymmBFN(card.model, num_crystals=len(weights["templates"]))
         model.load_state_dict(
             {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
         )
@@ -147,7 +147,7 @@ def _folder(checkpoint: str | Path) -> Path:
 
 
 def _is_weight(name: str, value: torch.Tensor) -> bool:
-    return value.dtype == torch.float32 and name.startswith("network.")
+    return value.dtype == torch.float32 and name.startswith(("sites.", "geometry."))
 
 
 def _sha256(path: Path) -> str:

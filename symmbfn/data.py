@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from symmbfn.elements import NUM_ELEMENTS
 from symmbfn.errors import SymmBFNError
-from symmbfn.network import MAX_KINDS, MAX_ORBITS, NUM_ELEMENTS
-from symmbfn.wyckoff import MAX_OPERATIONS, space_group
+from symmbfn.layers import MAX_KINDS, MAX_ORBITS
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -153,14 +152,12 @@ class CrystalData:
     ) -> Iterator[Tensor]:
         """Shuffled (batch_size,) index batches of crystals of like size.
 
-        Crystals are sorted by orbits, then by operations of their group, within pools of `pool`
-        batches, so that padding stays small.
+        Crystals are sorted by orbits within pools of `pool` batches, so that padding stays small.
         """
         order = torch.randperm(len(self), generator=generator)
-        size = self.orbits * (MAX_OPERATIONS + 1) + num_operations()[self.group.long()]
         batches = []
         for chunk in order.split(batch_size * pool):
-            chunk = chunk[size[chunk].argsort(stable=True)]
+            chunk = chunk[self.orbits[chunk].argsort(stable=True)]
             batches += list(chunk.split(batch_size))
         for index in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[index]
@@ -172,12 +169,6 @@ class CrystalData:
     def mask(self) -> Tensor:
         """(n, 20) True for real orbits."""
         return torch.arange(self.species.shape[1]) < self.orbits[:, None]
-
-
-@cache
-def num_operations() -> Tensor:
-    """(230,) operations of each group in its conventional cell, the cost of its pair features."""
-    return torch.tensor([len(space_group(number).rotations) for number in range(1, 231)])
 
 
 def count_kinds(species: Tensor, mask: Tensor) -> Tensor:

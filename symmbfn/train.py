@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from symmbfn.data import Batch, CrystalData
 from symmbfn.errors import SymmBFNError
 from symmbfn.model import ModelConfig, SymmBFN
 
-PARTS = ("loss", "coordinates", "lattice", "elements", "letters")
+PARTS = ("loss", "letters", "elements", "coordinates", "lattice")
 RESUME = "resume.safetensors"
 
 
@@ -54,10 +54,10 @@ class TrainConfig:
     minutes: float = 60.0
     max_steps: int | None = None
     batch_size: int = 128
-    learning_rate: float = 6e-4
-    weight_decay: float = 0.01
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
     warmup: int = 200
-    ema: float = 0.999
+    ema: float = 0.9995
     clip: float = 1.0
     seed: int = 0
     report_every: float = 60.0
@@ -97,7 +97,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.config = config
         self.model = SymmBFN.for_data(config.model, data).to(config.device)
-        self.model.network.bf16 = config.bf16
+        self.model.bf16 = config.bf16
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -107,6 +107,7 @@ class Run:
             ],
             lr=config.learning_rate,
             betas=(0.9, 0.98),
+            fused=True,
         )
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.step = 0
@@ -378,7 +379,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -401,11 +402,7 @@ def main() -> None:
 
 def model_config(data: CrystalData, base: ModelConfig | None = None) -> ModelConfig:
     """The default model with all properties of the data as conditions."""
-    from dataclasses import replace
-
-    base = base or ModelConfig()
-    network = replace(base.network, properties=len(data.names))
-    return replace(base, network=network, properties=data.names)
+    return replace(base or ModelConfig(), properties=data.names)
 
 
 def print_report(progress: Progress) -> None:

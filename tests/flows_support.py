@@ -41,16 +41,19 @@ def tiny_checkpoint(folder: Path) -> Path:
     from symmbfn.checkpoint import save_checkpoint
     from symmbfn.data import preprocess
     from symmbfn.files import write_structures
+    from symmbfn.layers import NetworkConfig
     from symmbfn.model import ModelConfig, SymmBFN
-    from symmbfn.network import NetworkConfig
     from symmbfn.train import model_config
 
     structures = crystals()
     values = [float(index) for index in range(len(structures))]
     data, _ = preprocess(structures, dict.fromkeys(PROPERTIES, values))
-    network = NetworkConfig(width=32, layers=1, heads=2, pair_width=8)
+    config = ModelConfig(
+        sites=NetworkConfig(width=32, layers=1, heads=2),
+        geometry=NetworkConfig(width=32, layers=1, heads=2, pair_width=8),
+    )
     torch.manual_seed(0)
-    model = SymmBFN.for_data(model_config(data, ModelConfig(network=network)), data)
+    model = SymmBFN.for_data(model_config(data, config), data)
     model.lattice_std.fill_(0.03)  # all cells near the mean of sensible ones
     save_checkpoint(folder, model, model.state_dict(), {"data": "simple ionic crystals"})
     write_structures(folder / KNOWN, structures)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.errors import ConfigError
-from flows.settings import CampaignConfig, parse_property
+from flows.settings import CampaignConfig, parse_number
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "campaign.toml"
 
@@ -81,7 +81,7 @@ def test_a_missing_seed_follows_from_the_run() -> None:
 
 
 def test_a_property_is_a_name_and_a_finite_number() -> None:
-    assert parse_property("band_gap=1.5") == ("band_gap", 1.5)
+    assert parse_number("band_gap=1.5", "--property", "x=1") == ("band_gap", 1.5)
     for text in ("band_gap", "=1", "band_gap=wide", "band_gap=nan"):
         with pytest.raises(ConfigError, match="write NAME=VALUE"):
-            parse_property(text)
+            parse_number(text, "--property", "x=1")

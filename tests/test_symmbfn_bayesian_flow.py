@@ -5,18 +5,15 @@ import math
 import pytest
 import torch
 
-from symmbfn.bayesian_flow import CategoricalFlow, GaussianFlow
+from symmbfn.bayesian_flow import ErasureFlow, GaussianFlow, random_subset
 
 GAUSSIAN = GaussianFlow(sigma1=0.02, spread=0.5)
-CATEGORICAL = CategoricalFlow(beta1=0.25, classes=100)
 
 
 def test_accuracies_add_up_to_the_schedule() -> None:
     steps = 40
     total = sum(GAUSSIAN.alpha(i, steps) for i in range(1, steps + 1))
     assert total == pytest.approx(0.02**-2 - 1, rel=1e-6)
-    total = sum(CATEGORICAL.alpha(i, steps) for i in range(1, steps + 1))
-    assert total == pytest.approx(0.25)
 
 
 def test_gaussian_update_is_the_precision_weighted_mean() -> None:
@@ -47,35 +44,46 @@ def test_chained_gaussian_updates_follow_the_training_distribution() -> None:
     assert direct.var().item() == pytest.approx(gamma * (1 - gamma), rel=0.02)
 
 
-def test_categorical_update_is_bayes_rule() -> None:
-    """With equal norms, the likelihood of y under class k is proportional to exp(y_k)."""
-    flow = CategoricalFlow(beta1=1.0, classes=4)
-    logits = torch.randn(6, 4)
-    one_hot = torch.eye(4)[torch.tensor([0, 1, 2, 3, 0, 1])]
-    updated = flow.update(logits, one_hot, 3, 5, torch.Generator().manual_seed(1))
-    y = updated - logits
-    alpha = flow.alpha(3, 5)
-    means = alpha * (4 * torch.eye(4) - 1)
-    log_likelihood = -((y[:, None] - means) ** 2).sum(-1) / (2 * alpha * 4)
-    posterior = (log_likelihood + logits.log_softmax(-1)).softmax(-1)
-    torch.testing.assert_close(updated.softmax(-1), posterior)
+def test_erasure_update_is_bayes_rule() -> None:
+    """The likelihood of an erased message is the same for all classes, of another 1 or 0."""
+    flow = ErasureFlow(classes=4)
+    belief = torch.tensor([4, 4, 2, 2])
+    message = torch.tensor([1, 3, 2, 0])
+    arrives = torch.tensor([True, False, False, True])
+
+    def distribution(belief: torch.Tensor) -> torch.Tensor:
+        certain = torch.nn.functional.one_hot(belief, 5)[:, :4].float()
+        return torch.where(belief[:, None] == 4, torch.full((4, 4), 0.25), certain)
+
+    erased = torch.ones(4, 4)
+    told = torch.nn.functional.one_hot(message, 4).float()
+    posterior = distribution(belief) * torch.where(arrives[:, None], told, erased)
+    impossible = posterior.sum(1) == 0  # contradicts what is certain: the belief stays
+    posterior[impossible] = distribution(belief)[impossible]
+    updated = distribution(flow.update(belief, message, arrives))
+    torch.testing.assert_close(updated, posterior / posterior.sum(1, keepdim=True))
 
 
-def test_chained_categorical_updates_follow_the_training_distribution() -> None:
-    steps, samples = 8, 100_000
+def test_messages_one_after_another_end_in_the_classes() -> None:
+    flow = ErasureFlow(classes=9)
+    x = torch.tensor([[3, 0, 8, 5]])
+    belief = flow.noisy(x, torch.zeros(1, 4, dtype=torch.bool))
+    assert belief.tolist() == [[9, 9, 9, 9]]
+    for orbit in (2, 0, 3, 1):
+        belief = flow.update(belief, x, torch.arange(4)[None] == orbit)
+        assert belief[0, orbit] == x[0, orbit]
+    assert (belief == x).all()
+
+
+def test_a_random_subset_has_the_share_and_is_fair() -> None:
     generator = torch.Generator().manual_seed(0)
-    flow = CategoricalFlow(beta1=1.0, classes=3)
-    one_hot = torch.tensor([0.0, 1.0, 0.0]).expand(samples, 3)
-    logits = torch.zeros(samples, 3)
-    for step in range(1, 5):
-        logits = flow.update(logits, one_hot, step, steps, generator)
-    beta = 0.5**2
-    expected = beta * (3 * one_hot[0] - 1)
-    torch.testing.assert_close(logits.mean(0), expected, atol=1.5e-2, rtol=0)
-    torch.testing.assert_close(logits.var(0), torch.full((3,), beta * 3), atol=2e-2, rtol=0)
-    direct = flow.noisy(one_hot, torch.full((samples,), 0.5), generator)
-    torch.testing.assert_close(direct.mean(0), expected, atol=1.5e-2, rtol=0)
-    torch.testing.assert_close(direct.var(0), torch.full((3,), beta * 3), atol=2e-2, rtol=0)
+    mask = torch.tensor([True, True, True, True, False]).expand(4000, -1)
+    subset = random_subset(mask, torch.full((4000,), 0.6), generator)
+    assert (subset.sum(1) == 2).all() and not subset[:, 4].any()
+    torch.testing.assert_close(
+        subset[:, :4].float().mean(0), torch.full((4,), 0.5), atol=0.04, rtol=0
+    )
+    assert not random_subset(mask, torch.zeros(4000), generator).any()
 
 
 def test_linear_estimate_is_the_posterior_of_gaussian_data() -> None:

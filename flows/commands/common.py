@@ -49,8 +49,19 @@ PropertyOption = Annotated[
     list[str] | None,
     typer.Option("--property", metavar="NAME=VALUE", help="Target value; may be repeated."),
 ]
+GuidanceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guidance",
+        metavar="NAME=STRENGTH",
+        help="How strongly a target steers (default 1); may be repeated.",
+    ),
+]
 ElementsOption = Annotated[
     str | None, typer.Option("--elements", metavar="Li,Fe,O", help="Only these elements.")
+]
+RequireOption = Annotated[
+    str | None, typer.Option("--require", metavar="Li,O", help="All of these elements.")
 ]
 ExcludeOption = Annotated[
     str | None, typer.Option("--exclude", metavar="Pb,Cd", help="None of these elements.")
@@ -58,8 +69,18 @@ ExcludeOption = Annotated[
 SpaceGroupOption = Annotated[
     str | None, typer.Option("--space-group", metavar="225,227", help="Only these space groups.")
 ]
+CrystalSystemOption = Annotated[
+    str | None,
+    typer.Option("--crystal-system", metavar="cubic,hexagonal", help="Only these systems."),
+]
 MaxAtomsOption = Annotated[
     int | None, typer.Option("--max-atoms", help="Most atoms in the primitive cell.")
+]
+NumAtomsOption = Annotated[
+    int | None, typer.Option("--num-atoms", help="Atoms in the primitive cell, exactly.")
+]
+FormulaOption = Annotated[
+    str | None, typer.Option("--formula", metavar="LiFePO4", help="Composition, exactly.")
 ]
 
 
@@ -74,22 +95,37 @@ def campaign_config(config: Path | None, overrides: Mapping[str, Any]) -> Campai
 
 
 def conditions_table(
+    *,
     properties: Sequence[str] | None,
+    guidance: Sequence[str] | None,
     elements: str | None,
+    require: str | None,
     exclude: str | None,
     space_group: str | None,
+    crystal_system: str | None,
     max_atoms: int | None,
+    num_atoms: int | None,
+    formula: str | None,
 ) -> dict[str, Any]:
     """Turn the options that condition the generator into the table `conditions`."""
-    from flows.settings import parse_property
-
     return {
-        "properties": dict(parse_property(text) for text in properties) if properties else None,
+        "properties": _numbers(properties, "--property", "band_gap=1.5"),
+        "guidance": _numbers(guidance, "--guidance", "band_gap=2"),
         "elements": _split(elements),
+        "require": _split(require),
         "exclude": _split(exclude),
         "space_groups": _split(space_group),
+        "crystal_systems": _split(crystal_system),
         "max_atoms": max_atoms,
+        "num_atoms": num_atoms,
+        "formula": formula,
     }
+
+
+def _numbers(texts: Sequence[str] | None, option: str, example: str) -> dict[str, float] | None:
+    from flows.settings import parse_number
+
+    return dict(parse_number(text, option, example) for text in texts) if texts else None
 
 
 def _split(text: str | None) -> list[str] | None:

@@ -37,10 +37,15 @@ def discover(
     ] = None,
     n: Annotated[int | None, typer.Option("-n", help="Crystals to generate. (default 64)")] = None,
     properties: common.PropertyOption = None,
+    guidance: common.GuidanceOption = None,
     elements: common.ElementsOption = None,
+    require: common.RequireOption = None,
     exclude: common.ExcludeOption = None,
     space_group: common.SpaceGroupOption = None,
+    crystal_system: common.CrystalSystemOption = None,
     max_atoms: common.MaxAtomsOption = None,
+    num_atoms: common.NumAtomsOption = None,
+    formula: common.FormulaOption = None,
     potential: common.PotentialOption = None,
     hull: Annotated[
         list[str] | None,
@@ -66,7 +71,18 @@ def discover(
 
     The same settings are the same campaign: if it was stopped, the same command goes on.
     """
-    conditions = common.conditions_table(properties, elements, exclude, space_group, max_atoms)
+    conditions = common.conditions_table(
+        properties=properties,
+        guidance=guidance,
+        elements=elements,
+        require=require,
+        exclude=exclude,
+        space_group=space_group,
+        crystal_system=crystal_system,
+        max_atoms=max_atoms,
+        num_atoms=num_atoms,
+        formula=formula,
+    )
     settings = common.campaign_config(
         config,
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +20,15 @@ def generate(
     n: Annotated[int, typer.Option("-n", min=1, help="Crystals to generate.")],
     out: common.OutOption,
     properties: common.PropertyOption = None,
+    guidance: common.GuidanceOption = None,
     elements: common.ElementsOption = None,
+    require: common.RequireOption = None,
     exclude: common.ExcludeOption = None,
     space_group: common.SpaceGroupOption = None,
+    crystal_system: common.CrystalSystemOption = None,
     max_atoms: common.MaxAtomsOption = None,
+    num_atoms: common.NumAtomsOption = None,
+    formula: common.FormulaOption = None,
     seed: common.SeedOption = None,
     checkpoint: common.CheckpointOption = None,
     steps: common.StepsOption = None,
@@ -31,7 +37,18 @@ def generate(
 ) -> None:
     """Draw crystals and write them; nothing is relaxed, judged or stored."""
     common.check_output(out, force=force, endings=ENDINGS)
-    table = common.conditions_table(properties, elements, exclude, space_group, max_atoms)
+    table = common.conditions_table(
+        properties=properties,
+        guidance=guidance,
+        elements=elements,
+        require=require,
+        exclude=exclude,
+        space_group=space_group,
+        crystal_system=crystal_system,
+        max_atoms=max_atoms,
+        num_atoms=num_atoms,
+        formula=formula,
+    )
     config = common.campaign_config(
         None,
         {"n": n, "conditions": table, "seed": seed, "checkpoint": checkpoint, "steps": steps},
@@ -42,9 +59,10 @@ def generate(
         progress.stage("start", None)
         inputs.check_generator(config)
         from symmbfn.files import write_structures
-        from symmbfn.sample import sample
+        from symmbfn.sample import Tally, sample
 
         progress.stage("generate", n)
+        tally = Tally()
         crystals = sample(
             config.checkpoint,
             n,
@@ -52,13 +70,15 @@ def generate(
             steps=config.steps,
             conditions=inputs.conditions(config),
             on_batch=progress.reach,
+            tally=tally,
         )
         structures = [crystal.to_structure() for crystal in crystals]
         write_structures(out, structures, [{"space_group": one.space_group} for one in crystals])
     if as_json:
-        common.print_json({"generated": len(structures), "file": str(out)})
+        facts = {"generated": len(structures), "draws": asdict(tally), "file": str(out)}
+        common.print_json(facts)
     else:
-        print(f"wrote {len(structures)} crystals to {out}")
+        print(f"wrote {len(structures)} crystals to {out}; draws: {tally.drawn}")
 
 
 @app.command(epilog="Example: symmbfn relax crystals.extxyz --out relaxed.extxyz")
