@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relax.corrections import CORRECTED, RAW, correct
 from relax.errors import RelaxError
+from relax.phase_index import PhaseIndex
 from relax.potentials import PotentialInfo
 from relax.reference import elemental_energies, hull_files, locate
 from relax.reference_file import (
-    FORMATION,
+    TOTAL,
     ReferenceEnergies,
     read_reference,
     sha256_of_reference,
@@ -23,8 +24,7 @@ from relax.reference_file import (
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-    from pymatgen.analysis.phase_diagram import PhaseDiagram
-    from pymatgen.core import Composition
+    from pymatgen.core import Composition, Structure
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Coverage:
     """How well a hull knows a chemical system; missing competitors make things look stable.
 
     Attributes:
-        terminals: Whether all elements are known.
+        terminals: Whether all elements are known, with their energies.
         missing: Those that are not.
         phases: Compositions in the system and all its subsystems, the elements not counted.
     """
@@ -57,11 +57,13 @@ class Hull:
         self.sha256 = sha256
         self.reference = reference
         self.energy_scheme = reference.energy_scheme
-        self._rows: dict[frozenset[str], list[int]] = {}
-        for row, parts in enumerate(reference.amounts):
-            self._rows.setdefault(frozenset(parts), []).append(row)
-        self.elements = frozenset().union(*self._rows)
-        self._diagram = lru_cache(maxsize=512)(self._make_diagram)
+        energies = reference.energies
+        if reference.elemental_energies is not None and reference.quantity == TOTAL:
+            energies = energies - _of_elements(reference.amounts, reference.elemental_energies)
+        self._phases = PhaseIndex(reference.amounts, energies)
+        self.elements = frozenset(self._phases.elements)
+        elemental = reference.elemental_energies
+        self.without_energy = frozenset() if elemental is None else self.elements - elemental.keys()
 
     @classmethod
     def load(
@@ -87,8 +89,13 @@ class Hull:
         reference = read_reference(path, energy_scheme, elements)
         return cls(name, sha256_of_reference(path), reference)
 
-    def scheme_for(self, potential: PotentialInfo) -> str:
+    def scheme_for(self, potential: PotentialInfo, *, with_structures: bool = False) -> str:
         """Return the scheme under which energies of a potential may be placed on this hull.
+
+        Args:
+            potential: Whose energies they are.
+            with_structures: Whether they come with their structures, so that raw PBE(+U) energies
+                can be corrected for a hull of MP2020 energies.
 
         Raises:
             RelaxError: There is none.
@@ -104,6 +111,8 @@ class Hull:
             return own
         if self.energy_scheme == potential.energy_scheme:
             return potential.energy_scheme
+        if with_structures and self._corrects(potential.energy_scheme):
+            return potential.energy_scheme
         raise RelaxError(
             f"hull {self.name!r} has energies of scheme {self.energy_scheme}, potential "
             f"{potential.name!r} gives {potential.energy_scheme}; choose another hull, or build "
@@ -115,6 +124,7 @@ class Hull:
         compositions: Sequence[Composition],
         energies_per_atom: ArrayLike,
         energy_scheme: str | PotentialInfo,
+        structures: Sequence[Structure] | None = None,
     ) -> NDArray[np.float64]:
         """Turn total energies into formation energies with this hull's elements.
 
@@ -122,16 +132,22 @@ class Hull:
             compositions: Of the structures, shape (N,).
             energies_per_atom: Total energies, eV/atom, shape (N,).
             energy_scheme: Of these energies, or the potential that they are of.
+            structures: Theirs, shape (N,); with them raw PBE(+U) energies are corrected where the
+                hull is of MP2020 energies, see `relax.corrections`.
 
         Returns:
-            Formation energies, eV/atom, shape (N,); NaN where an element is not known here.
+            Formation energies, eV/atom, shape (N,); NaN where an element is not known here or an
+            energy cannot be corrected.
 
         Raises:
             RelaxError: The energies are of another scheme than the hull, or the hull has formation
                 energies only and does not say with which elemental energies they were made.
         """
         if isinstance(energy_scheme, PotentialInfo):
-            energy_scheme = self.scheme_for(energy_scheme)
+            energy_scheme = self.scheme_for(energy_scheme, with_structures=structures is not None)
+        if structures is not None and self._corrects(energy_scheme):
+            corrected = correct(structures, energies_per_atom, energy_scheme)
+            energies_per_atom, energy_scheme = corrected.per_atom, corrected.energy_scheme
         if energy_scheme != self.energy_scheme:
             raise RelaxError(
                 f"hull {self.name!r} has energies of scheme {self.energy_scheme}, not "
@@ -143,15 +159,8 @@ class Hull:
                 f"hull {self.name!r} has formation energies and no energies of the elements; "
                 "import it again with those (--elements-from)"
             )
-        energies = np.asarray(energies_per_atom, dtype=float)
-        formation = np.full(len(compositions), np.nan)
-        for index, composition in enumerate(compositions):
-            amounts = composition.get_el_amt_dict()
-            if amounts.keys() <= elemental.keys():
-                total = sum(amounts.values())
-                elements = sum(n * elemental[symbol] for symbol, n in amounts.items())
-                formation[index] = energies[index] - elements / total
-        return formation
+        amounts = [composition.get_el_amt_dict() for composition in compositions]
+        return np.asarray(energies_per_atom, dtype=float) - _of_elements(amounts, elemental)
 
     def energy_above_hull(
         self, compositions: Sequence[Composition], formation_energies_per_atom: ArrayLike
@@ -168,55 +177,51 @@ class Hull:
             elements alone nearly everything looks stable), or where the formation energy is NaN.
         """
         formation = np.asarray(formation_energies_per_atom, dtype=float)
-        above = np.full(len(compositions), np.nan)
-        for index, composition in enumerate(compositions):
-            system = frozenset(composition.get_el_amt_dict())
-            covered = len(system) == 1 or self.coverage(composition).phases > 0
-            if system <= self.elements and covered and np.isfinite(formation[index]):
-                diagram = self._diagram(system)
-                above[index] = formation[index] - diagram.get_hull_energy_per_atom(
-                    composition.element_composition
-                )
+        amounts = [composition.get_el_amt_dict() for composition in compositions]
+        placed = [
+            index
+            for index, parts in enumerate(amounts)
+            if np.isfinite(formation[index]) and self._assessable(parts)
+        ]
+        above = np.full(len(amounts), np.nan)
+        above[placed] = formation[placed] - self._phases.energies([amounts[i] for i in placed])
         return above
+
+    def decomposition(self, composition: Composition) -> dict[str, float]:
+        """Tell what a composition falls apart into on the hull.
+
+        Returns:
+            The share of the atoms in each phase by its formula, the largest first; only itself
+            where the composition lies on the hull. Empty where the hull cannot assess it.
+        """
+        parts = composition.get_el_amt_dict()
+        if not self._assessable(parts):
+            return {}
+        return {
+            row if isinstance(row, str) else self.reference.formulas[row]: share
+            for row, share in self._phases.mixture(parts).items()
+        }
 
     def coverage(self, composition: Composition) -> Coverage:
         """Tell how well the hull knows the chemical system of a composition."""
-        system = frozenset(composition.get_el_amt_dict())
-        missing = tuple(sorted(system - self.elements))
-        known = (
-            len(self._rows.get(subsystem, ()))
-            for subsystem in _subsystems(system)
-            if len(subsystem) > 1
-        )
-        return Coverage(terminals=not missing, missing=missing, phases=sum(known))
+        symbols = composition.get_el_amt_dict().keys()
+        missing = tuple(sorted(symbols - (self.elements - self.without_energy)))
+        return Coverage(not missing, missing, len(self._phases.compounds(symbols)))
 
-    def _make_diagram(self, system: frozenset[str]) -> PhaseDiagram:
-        from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
-        from pymatgen.core import Composition
+    def _corrects(self, energy_scheme: str) -> bool:
+        return (energy_scheme, self.energy_scheme) == (RAW, CORRECTED)
 
-        compositions = [Composition({symbol: 1.0}) for symbol in sorted(system)]
-        energies = [0.0] * len(compositions)  # the elements, by definition
-        for subsystem in _subsystems(system):
-            rows = self._rows.get(subsystem, []) if len(subsystem) > 1 else []
-            found = [Composition(self.reference.amounts[row]) for row in rows]
-            compositions += found
-            energies += self._formation(found, rows).tolist()
-        entries = [
-            PDEntry(composition, energy * composition.num_atoms)
-            for composition, energy in zip(compositions, energies, strict=True)
-        ]
-        return PhaseDiagram(entries)
-
-    def _formation(self, compositions: list[Composition], rows: list[int]) -> NDArray[np.float64]:
-        energies = self.reference.energies[rows]
-        if self.reference.quantity == FORMATION:
-            return energies
-        return self.formation_energy_per_atom(compositions, energies, self.energy_scheme)
+    def _assessable(self, parts: Mapping[str, float]) -> bool:
+        known = 0 < len(parts) and parts.keys() <= self.elements
+        return known and (len(parts) == 1 or bool(self._phases.compounds(parts)))
 
 
 @dataclass(frozen=True)
 class HullInfo:
-    """What a hull holds, for listings."""
+    """What a hull holds, for listings.
+
+    Total energies of crystals with the elements `without_energy` cannot be placed on it.
+    """
 
     name: str
     path: Path
@@ -224,6 +229,7 @@ class HullInfo:
     quantity: str
     compositions: int
     elements: int
+    without_energy: tuple[str, ...]
     sha256: str
     header: dict[str, str]
 
@@ -248,16 +254,20 @@ def describe(name_or_path: str | Path) -> HullInfo:
         quantity=hull.reference.quantity,
         compositions=len(hull.reference.formulas),
         elements=len(hull.elements),
+        without_energy=tuple(sorted(hull.without_energy)),
         sha256=hull.sha256,
         header=dict(hull.reference.header),
     )
 
 
-def _subsystems(system: frozenset[str]) -> list[frozenset[str]]:
-    """Return all non-empty subsets of a chemical system."""
-    ordered = sorted(system)
-    return [
-        frozenset(subset)
-        for size in range(1, len(ordered) + 1)
-        for subset in combinations(ordered, size)
-    ]
+def _of_elements(
+    amounts: Sequence[Mapping[str, float]], elemental: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """Return the energies of the elements in each composition, eV/atom; NaN of unknown ones."""
+    return np.array(
+        [
+            sum(n * elemental.get(symbol, math.nan) for symbol, n in parts.items())
+            / (sum(parts.values()) or math.nan)
+            for parts in amounts
+        ]
+    )

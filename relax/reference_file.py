@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TOTAL, FORMATION = "energy_per_atom", "formation_energy_per_atom"
 _FLAT = re.compile(r"(?:[A-Z][a-z]?[0-9.]*)+")
+_BRACKETS = re.compile(r"[(\[]([^()\[\]]+)[)\]]([0-9.]*)")  # innermost
 _TERM = re.compile(r"([A-Z][a-z]?)([0-9.]*)")
 
 
@@ -44,8 +45,8 @@ class ReferenceEnergies:
         energies: eV/atom, shape (len(formulas),), all finite.
         quantity: `energy_per_atom` or `formation_energy_per_atom`.
         energy_scheme: See `relax.potentials.PotentialInfo`.
-        elemental_energies: Energy of each element, eV/atom, to make formation energies with; None
-            where the file does not say, which only a file of formation energies may.
+        elemental_energies: Energy of each element, eV/atom, to make formation energies with; a
+            file of formation energies may lack that of some elements, or all of them (None).
         header: All the `# key: value` lines.
         counts: How many structures each composition stands for; None where the file does not say.
     """
@@ -110,9 +111,8 @@ def write_reference(path: Path, reference: ReferenceEnergies) -> None:
     counts = reference.counts
     writer.writerow(["formula", reference.quantity, *(["count"] if counts else [])])
     for row, (parts, energy) in enumerate(zip(reference.amounts, reference.energies, strict=True)):
-        # without brackets, which take ten times as long to read
         formula = "".join(f"{symbol}{x:g}" if x != 1 else symbol for symbol, x in parts.items())
-        writer.writerow([formula, f"{energy:.5f}", *([counts[row]] if counts else [])])
+        writer.writerow([formula, f"{energy:.6f}", *([counts[row]] if counts else [])])
     data = text.getvalue().encode()
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)  # the same content gives the same file
@@ -134,17 +134,25 @@ def parse_formula(formula: str) -> dict[str, float]:
     Raises:
         ValueError: It is no formula.
     """
-    if _FLAT.fullmatch(formula):
-        parts: dict[str, float] = {}
-        for symbol, amount in _TERM.findall(formula):
-            parts[symbol] = parts.get(symbol, 0.0) + float(amount or 1)
-    else:
-        from pymatgen.core import Composition
-
-        parts = dict(Composition(formula).get_el_amt_dict())
+    flat = "".join(formula.split())
+    while brackets := _BRACKETS.search(flat):
+        inside = _terms(brackets[1], float(brackets[2] or 1))
+        written = "".join(f"{symbol}{amount!r}" for symbol, amount in inside.items())
+        flat = flat[: brackets.start()] + written + flat[brackets.end() :]
+    parts = _terms(flat)
     if not parts or not parts.keys() <= _symbols() or not all(x > 0 for x in parts.values()):
         raise ValueError(formula)
     return parts
+
+
+def _terms(flat: str, times: float = 1.0) -> dict[str, float]:
+    """Return the amounts of a formula without brackets, taken so many times."""
+    if not _FLAT.fullmatch(flat):
+        raise ValueError(flat)
+    amounts: dict[str, float] = {}
+    for symbol, amount in _TERM.findall(flat):
+        amounts[symbol] = amounts.get(symbol, 0.0) + float(amount or 1) * times
+    return amounts
 
 
 @cache
@@ -195,6 +203,8 @@ def _columns(
     counted = "count" in (rows.fieldnames or ())
     for number, row in enumerate(rows, start=1):
         formula = row["formula"]
+        if not formula and row.get("chemsys") == "N-Na":
+            formula = "NaN"  # sodium nitride, which pandas takes for a missing value
         try:
             energy = float(row[quantity] or "nan")
             amounts.append(parse_formula(formula))

@@ -5,21 +5,23 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas
 import pytest
-from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
-from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.analysis.phase_diagram import PatchedPhaseDiagram, PDEntry, PhaseDiagram
+from pymatgen.core import Composition, Element, Lattice, Structure
 
-from relax import potentials
+from relax import phase_mixtures, potentials
 from relax.errors import RelaxError
 from relax.hull import Hull, describe, list_hulls
 from relax.reference import build_reference, import_hull
-from relax.reference_file import read_reference, write_reference
+from relax.reference_file import parse_formula, read_reference, write_reference
 from tests.relax_support import TOY_MODULE, add_entry_point
 
 TOTALS = {  # made up, eV/atom
     "Li": -1.9, "Fe": -8.4, "O2": -4.9, "Li2O": -4.8, "Li2O2": -4.85, "FeO": -7.1, "Fe2O3": -6.9,
     "LiFeO2": -6.3, "LiFe": -5.1, "LiFe5O8": -6.72,
 }  # fmt: skip
+SYMBOLS = ["Li", "Mg", "Al", "Si", "Fe", "O", "F", "S"]
 
 
 def write(path, rows, header="# energy_scheme: pbe-u-raw\n", column="energy_per_atom"):
@@ -52,6 +54,97 @@ def test_energies_above_the_hull_are_those_of_pymatgen_also_below_it(hull):
         assert ours == pytest.approx(diagram.get_form_energy_per_atom(entry))
         assert distance == pytest.approx(diagram.get_e_above_hull(entry, allow_negative=True))
     assert above[3] < -0.1  # a discovery is kept, with its sign
+
+
+@pytest.fixture(scope="module")
+def random_hull(tmp_path_factory):
+    """A hull of eight elements and 300 random compounds, and pymatgen's entries of them."""
+    random = np.random.default_rng(0)
+    rows = {}
+    for _ in range(300):
+        symbols = random.choice(SYMBOLS, random.integers(2, 5), replace=False)
+        amounts = random.integers(1, 5, len(symbols))
+        formula = "".join(f"{s}{n}" for s, n in zip(symbols, amounts, strict=True))
+        rows[formula] = random.uniform(-2.0, 0.3)
+    path = tmp_path_factory.mktemp("hulls") / "random.csv"
+    write(path, rows, column="formation_energy_per_atom")
+    entries = [PDEntry(f, e * Composition(f).num_atoms) for f, e in rows.items()]
+    return Hull.load(path), entries + [PDEntry(symbol, 0.0) for symbol in SYMBOLS]
+
+
+def candidates(entries, count):
+    """Compositions of one to eight elements, known ones among them, and energies for them."""
+    random = np.random.default_rng(1)
+    drawn = [entries[row].composition for row in random.integers(len(entries), size=count // 4)]
+    while len(drawn) < count:
+        symbols = random.choice(SYMBOLS, random.integers(1, 9), replace=False)
+        amounts = random.integers(1, 9, len(symbols)).tolist()
+        drawn.append(Composition(dict(zip(symbols, amounts, strict=True))))
+    return drawn, random.uniform(-3.0, 1.0, count)
+
+
+def by_pymatgen(diagram, compositions, formation):
+    entries = [PDEntry(c, e * c.num_atoms) for c, e in zip(compositions, formation, strict=True)]
+    return np.array([diagram.get_e_above_hull(entry, allow_negative=True) for entry in entries])
+
+
+def test_many_compositions_at_once_have_the_distances_of_pymatgen(random_hull):
+    hull, entries = random_hull
+    compositions, formation = candidates(entries, 120)
+    above = hull.energy_above_hull(compositions, formation)
+    placed = np.isfinite(above)
+    assert placed.sum() >= 118 and (above < -0.1).any() and (above > 0.1).any()
+    assert above[placed] == pytest.approx(
+        by_pymatgen(PhaseDiagram(entries), compositions, formation)[placed], abs=1e-9
+    )
+    patched = PatchedPhaseDiagram(entries)
+    placed &= [any(set(c) <= space for space in patched.spaces) for c in compositions]
+    assert placed.sum() > 40  # of other chemical systems it only has an estimate
+    some = [c for c, it in zip(compositions, placed, strict=True) if it]
+    assert above[placed] == pytest.approx(by_pymatgen(patched, some, formation[placed]), abs=1e-9)
+    alone = [
+        hull.energy_above_hull([c], [e])[0] for c, e in zip(compositions, formation, strict=True)
+    ]
+    assert above == pytest.approx(alone, abs=1e-12, nan_ok=True)
+
+
+def test_what_the_simplex_method_does_not_finish_another_does(random_hull, monkeypatch):
+    hull, entries = random_hull
+    compositions, formation = candidates(entries, 60)
+    expected = hull.energy_above_hull(compositions, formation)
+    monkeypatch.setattr(phase_mixtures, "_STEPS", 1)
+    found = hull.energy_above_hull(compositions, formation)
+    assert found == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+def test_a_composition_falls_apart_into_what_pymatgen_says(random_hull, hull):
+    random, entries = random_hull
+    diagram = PhaseDiagram(entries)
+    compositions, _ = candidates(entries, 40)
+    for composition in compositions:
+        expected = {
+            entry.composition.reduced_formula: amount
+            for entry, amount in diagram.get_decomposition(composition).items()
+        }
+        found = random.decomposition(composition)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        named = {Composition(formula).reduced_formula: share for formula, share in found.items()}
+        assert named == pytest.approx(expected, abs=1e-8)
+    assert hull.decomposition(Composition("Li4O2")) == pytest.approx({"Li2O": 1.0})
+    assert hull.decomposition(Composition("Li3O")) == pytest.approx({"Li2O": 0.75, "Li": 0.25})
+    assert hull.decomposition(Composition("LiCoO2")) == {}
+
+
+def test_a_composition_of_very_many_elements_is_placed(tmp_path):
+    symbols = [Element.from_Z(number).symbol for number in range(3, 63)]
+    path = write(
+        tmp_path / "wide.csv", {"LiF": -3.0, "MgO": -3.1}, column="formation_energy_per_atom"
+    )
+    with path.open("a") as file:
+        file.writelines(f"{symbol},0\n" for symbol in symbols)
+    composition = Composition(dict.fromkeys(symbols, 1))
+    above = Hull.load(path).energy_above_hull([composition], [0.0])
+    assert above == pytest.approx([12.2 / 60])
 
 
 def test_total_and_formation_energies_give_the_same_hull(hull, tmp_path):
@@ -135,6 +228,48 @@ def test_wrong_files_are_refused_with_the_row(tmp_path, rows, header, words, hom
         import_hull(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert not home.exists()
+
+
+def test_sodium_nitride_is_not_a_missing_value(tmp_path):
+    rows = {"NaN": -0.07, "NaN3": -0.37, "Na3N": 0.15}
+    path = write(tmp_path / "plain.csv", rows, column="formation_energy_per_atom")
+    assert Hull.load(path).reference.formulas == tuple(rows)
+    pandas.DataFrame(  # as pandas reads and writes it
+        {"formula": [None, "NaN3"], "chemsys": "N-Na", "formation_energy_per_atom": [-0.07, -0.37]}
+    ).to_csv(tmp_path / "lost.csv", index=False)
+    import_hull(tmp_path / "lost.csv", energy_scheme="mp2020")
+    hull = Hull.load("lost")
+    assert hull.energy_above_hull([Composition("NaN")], [0.0])[0] > 0.07
+    assert hull.reference.formulas == ("NaN", "NaN3")
+    (tmp_path / "empty.csv").write_text("formula,formation_energy_per_atom\nLiF,-3\n,-0.07\n")
+    with pytest.raises(RelaxError, match=r"empty\.csv: row 2 .*cannot be read"):
+        import_hull(tmp_path / "empty.csv", energy_scheme="mp2020")
+
+
+def test_an_element_without_energy_is_told_and_its_crystals_are_not_assessable(tmp_path):
+    path = write(tmp_path / "f.csv", {"LiF": -3, "NaF": -2.9}, column="formation_energy_per_atom")
+    (tmp_path / "elements.json").write_text('{"Li": -1.9, "F": -1.9}')
+    import_hull(path, elements_from=tmp_path / "elements.json")
+    assert describe("f").without_energy == ("Na",)
+    hull, asked = Hull.load("f"), [Composition("LiF"), Composition("NaF")]
+    formation = hull.formation_energy_per_atom(asked, [-4.9, -4.9], "pbe-u-raw")
+    assert np.isnan(hull.energy_above_hull(asked, formation)).tolist() == [False, True]
+    assert hull.coverage(asked[0]).terminals and hull.coverage(asked[1]).missing == ("Na",)
+
+
+@pytest.mark.parametrize(
+    "formula", ["Li2(SO4)3", "Ca10(P(O)4)6(OH)2", "K4[Fe(CN)6]", "Fe0.5Li1.5O", "Li2 O1", "NaN"]
+)
+def test_formulas_are_read_as_pymatgen_reads_them(formula):
+    assert parse_formula(formula) == pytest.approx(Composition(formula).get_el_amt_dict())
+
+
+@pytest.mark.parametrize(
+    "formula", ["", "()", "Li(", "Li)2", "Li0", "nan", "Xx", "Fe2+", "Li2.5.5"]
+)
+def test_what_is_no_formula_is_refused(formula):
+    with pytest.raises(ValueError):
+        parse_formula(formula)
 
 
 def test_a_scheme_that_is_stated_twice_must_agree(tmp_path):

@@ -106,14 +106,18 @@ def import_hull(
     as_json: common.JsonOption = False,
 ) -> None:
     """Check a file of reference energies and keep it to be used by name."""
+    from relax.hull import describe
     from relax.reference import import_hull as keep
 
     kept = keep(file, name=name, energy_scheme=energy_scheme, elements_from=elements_from)
     used = kept.name.removesuffix(".csv.gz")
+    without = describe(used).without_energy
     if as_json:
-        common.print_json({"name": used, "file": str(kept)})
-    else:
-        print(f"kept as {kept}; use it with --hull {used}")
+        common.print_json({"name": used, "file": str(kept), "without_energy": without})
+        return
+    print(f"kept as {kept}; use it with --hull {used}")
+    if without:
+        print(f"no energy of {', '.join(without)}: crystals with it will not be assessable")
 
 
 @hull.command("info", epilog="Example: symmbfn hull info chgnet")
@@ -134,7 +138,8 @@ def hull_info(
         common.print_table(columns, [[row[name] for name in columns] for row in rows])
     else:
         header = rows[0].pop("header")
-        common.print_facts({**rows[0], **header})
+        without = ", ".join(rows[0].pop("without_energy")) or "none"
+        common.print_facts({**rows[0], "without_energy": without, **header})
 
 
 @db.command("upgrade", epilog="Example: symmbfn db upgrade --db sqlite:///campaigns.db")
