@@ -1,8 +1,10 @@
-"""Measures a set of crystals: the metrics, with uniqueness, novelty and stability where asked."""
+"""Judges crystals one by one for `symmbfn evaluate`; its metrics count what stands here."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flows import inputs, progress
@@ -13,74 +15,154 @@ from flows.settings import CampaignConfig
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-    from symmbfn.metrics import Metrics
+    from relax.matching import Reference
+    from symmbfn.metrics import Metrics, Summary
 
 
-def evaluate(
+@dataclass(frozen=True)
+class JudgedCrystal:
+    """One crystal and all that was found out about it.
+
+    Attributes:
+        name: In its file, or its number among those drawn.
+        structure: As given; None if it could not be read.
+        flaw: Why it is no crystal, or could not be read; None if nothing is wrong.
+        composition_valid: Whether charges can balance.
+        is_unique: The first of its kind, as given and, where relaxed, as relaxed.
+        is_novel: Known to no reference, as given and, where relaxed, as relaxed.
+        relaxation: How the relaxation ended; empty if there was none.
+        relaxed: The relaxed structure; None unless it converged.
+        energy_above_hull: eV/atom; NaN where not known.
+        verdict: Tier of that energy, see `flows.assess.tier`; empty if there is none.
+    """
+
+    name: str
+    structure: Structure | None
+    flaw: str | None
+    composition_valid: bool
+    is_unique: bool = False
+    is_novel: bool = False
+    relaxation: str = ""
+    relaxed: Structure | None = None
+    energy_above_hull: float = math.nan
+    verdict: str = ""
+
+    @property
+    def is_stable(self) -> bool:
+        """Relaxed, and at or below the stable threshold."""
+        return self.verdict == "stable"
+
+    @property
+    def is_metastable(self) -> bool:
+        """Relaxed, and at or below the metastable threshold."""
+        return self.verdict in ("stable", "metastable")
+
+    @property
+    def best_structure(self) -> Structure | None:
+        """As relaxed; else as given, None where that is no crystal."""
+        return self.relaxed or (None if self.flaw else self.structure)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A crystal to judge; without a structure, `error` says why."""
+
+    name: str
+    structure: Structure | None
+    error: str | None = None
+
+
+def judge(
     config: CampaignConfig,
-    structures: Sequence[Structure | None],
+    crystals: Sequence[Named],
     reference: Sequence[Structure] | None = None,
+    *,
     stability: bool = False,
-) -> Metrics:
-    """Measure crystals.
+) -> list[JudgedCrystal]:
+    """Judge crystals, in their order.
 
     Args:
         config: Its potential, first hull, reference, relaxation and thresholds count.
-        structures: None for what could not be read, a failure everywhere.
-        reference: Crystals to compare with; None: MP-20 test, and for novelty the settings'.
+        crystals: Of any source.
+        reference: What novelty is measured against; None: the settings' reference.
         stability: Whether to relax and place against the hull. Unique and novel then means
             both as given and as relaxed.
     """
     from relax.matching import Reference, unique
-    from symmbfn import metrics
 
+    judged = [_at_sight(crystal) for crystal in crystals]
     known = (
         inputs.load_reference(config.reference)
         if reference is None
         else Reference.from_structures(reference)
     )
-    summary = None if reference is None else metrics.summarise(reference)
-    good = [
-        index
-        for index, one in enumerate(structures)
-        if one is not None and metrics.structural_flaw(one) is None
-    ]
-    crystals = [one for index in good if (one := structures[index]) is not None]
-    firsts = unique(crystals)
-    flags = {name: [False] * len(structures) for name in ("unique", "novel")}
-    for place, (index, is_novel) in enumerate(zip(good, known.novel(crystals), strict=True)):
-        flags["unique"][index] = int(firsts[place]) == place
-        flags["novel"][index] = bool(is_novel)
+    good = [index for index, one in enumerate(judged) if one.flaw is None]
+    structures = [one for index in good if (one := judged[index].structure) is not None]
+    firsts, novel = unique(structures), known.novel(structures)
+    for place, index in enumerate(good):
+        judged[index] = replace(
+            judged[index], is_unique=int(firsts[place]) == place, is_novel=bool(novel[place])
+        )
     if stability:
-        _add_stability(config, good, crystals, flags)
-    return metrics.evaluate(structures, reference=summary, **flags)
+        _add_stability(config, judged, good, structures, known)
+    return judged
+
+
+def measure(
+    judged: Sequence[JudgedCrystal], reference: Summary, *, stability: bool = False
+) -> Metrics:
+    """Count over all crystals; what concerns the hull only where `stability` was judged."""
+    from symmbfn import metrics
+
+    flags = {
+        "unique": [one.is_unique for one in judged],
+        "novel": [one.is_novel for one in judged],
+    }
+    if stability:
+        flags["stable"] = [one.is_stable for one in judged]
+        flags["metastable"] = [one.is_metastable for one in judged]
+    return metrics.evaluate([one.structure for one in judged], reference=reference, **flags)
+
+
+def _at_sight(crystal: Named) -> JudgedCrystal:
+    from symmbfn.metrics import composition_valid, structural_flaw
+
+    structure = crystal.structure
+    if structure is None:
+        return JudgedCrystal(crystal.name, None, crystal.error or "unreadable", False)
+    flaw, charged = structural_flaw(structure), composition_valid(structure.composition)
+    return JudgedCrystal(crystal.name, structure, flaw, charged)
 
 
 def _add_stability(
     config: CampaignConfig,
+    judged: list[JudgedCrystal],
     good: Sequence[int],
-    crystals: Sequence[Structure],
-    flags: dict[str, list[bool]],
+    structures: Sequence[Structure],
+    known: Reference,
 ) -> None:
-    """Relax the good crystals and add what that tells to the flags."""
+    """Relax the good crystals and add what that tells."""
     from relax.optimize import relax_iter
 
     bar = progress.current()
-    bar.stage("relax", len(crystals))
+    bar.stage("relax", len(structures))
     relaxed: dict[int, tuple[Structure, float]] = {}
-    for place, result in relax_iter(crystals, config.potential, relax_config(config)):
+    for place, result in relax_iter(structures, config.potential, relax_config(config)):
+        index = good[place]
+        judged[index] = replace(judged[index], relaxation=str(result.status))
         if result.status == "converged":
             assert result.structure is not None and result.energy_per_atom is not None
-            relaxed[good[place]] = (result.structure, result.energy_per_atom)
+            relaxed[index] = (result.structure, result.energy_per_atom)
         bar.advance()
     order = sorted(relaxed)
-    verdicts = assess(
-        config, [relaxed[index][0] for index in order], [relaxed[index][1] for index in order]
-    )
-    size = len(flags["unique"])
-    flags["stable"], flags["metastable"] = [False] * size, [False] * size
-    for index, verdict in zip(order, verdicts, strict=True):
-        flags["stable"][index] = verdict.is_stable
-        flags["metastable"][index] = verdict.is_metastable
-        flags["unique"][index] &= verdict.is_unique
-        flags["novel"][index] &= verdict.is_novel
+    ended = [relaxed[index][0] for index in order]
+    verdicts = assess(config, ended, [relaxed[index][1] for index in order])
+    for index, verdict, is_novel in zip(order, verdicts, known.novel(ended), strict=True):
+        judged[index] = replace(
+            judged[index],
+            relaxed=relaxed[index][0],
+            energy_above_hull=verdict.energy_above_hull,
+            verdict=verdict.verdict,
+            is_unique=judged[index].is_unique and verdict.is_unique,
+            is_novel=judged[index].is_novel and bool(is_novel),
+        )

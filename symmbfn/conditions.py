@@ -18,6 +18,7 @@ from symmbfn.occupation import exactly, totals, up_to
 from symmbfn.wyckoff import FloatArray, IntArray
 
 MAX_ATOMS = 20  # of the training data
+SMALL_BATCH = 24  # crystals; with fewer, padding costs less than another batch
 NEIGHBOURS = 500  # training crystals near a target
 CRYSTAL_SYSTEMS = {
     "triclinic": range(1, 3),
@@ -96,8 +97,7 @@ class Templates:
         """
         group, orbits, kinds = self._table[rows].T
         order = np.argsort(orbits, kind="stable")
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in np.split(order, _cuts(orbits[order], batch_size)):
             sizes = torch.from_numpy(orbits[chosen])
             yield (
                 chosen,
@@ -108,6 +108,17 @@ class Templates:
                     properties=self._targets.expand(len(chosen), -1),
                 ),
             )
+
+
+def _cuts(orbits: IntArray, batch_size: int) -> list[int]:
+    """Where to cut ascending (n,) numbers of orbits: at each new one, unless a batch is small."""
+    cuts, start = [], 0
+    for index in range(1, len(orbits)):
+        more = orbits[index] > orbits[index - 1] and index - start >= SMALL_BATCH
+        if more or index - start == batch_size:
+            cuts.append(index)
+            start = index
+    return cuts
 
 
 def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:

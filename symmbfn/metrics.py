@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 
 from symmbfn.errors import SymmBFNError
+
+if TYPE_CHECKING:
+    from moyopy import MoyoDataset
 
 MIN_DISTANCE = 0.5  # Å
 MIN_VOLUME = 0.1  # Å^3
@@ -61,6 +65,25 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What the distributions look at in one crystal.
+
+    Attributes:
+        space_group: International number, detected at 0.1 Å; None if none is.
+        n_atoms: In the primitive cell; None without a space group.
+        elements: The different ones, symbols.
+        density: g/cm³.
+        volume_per_atom: Å³.
+    """
+
+    space_group: int | None
+    n_atoms: int | None
+    elements: tuple[str, ...]
+    density: float
+    volume_per_atom: float
+
+
+@dataclass(frozen=True)
 class Summary:
     """Distributions of a set of crystals.
 
@@ -68,13 +91,19 @@ class Summary:
         n: Crystals in it.
         space_groups: How many have each space group (number, detected at 0.1 Å).
         n_elements: How many have each number of different elements.
+        n_atoms: How many have each number of atoms in the primitive cell.
+        elements: How many contain each element, by symbol.
         densities: (q,) evenly spaced quantiles of the density, g/cm³, ascending.
+        volumes_per_atom: (q,) the same of the volume per atom, Å³.
     """
 
     n: int
     space_groups: dict[int, int]
     n_elements: dict[int, int]
+    n_atoms: dict[int, int]
+    elements: dict[str, int]
     densities: tuple[float, ...]
+    volumes_per_atom: tuple[float, ...]
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -93,7 +122,10 @@ class Summary:
                 n=int(document["n"]),
                 space_groups={int(k): int(v) for k, v in document["space_groups"].items()},
                 n_elements={int(k): int(v) for k, v in document["n_elements"].items()},
+                n_atoms={int(k): int(v) for k, v in document["n_atoms"].items()},
+                elements={str(k): int(v) for k, v in document["elements"].items()},
                 densities=tuple(map(float, document["densities"])),
+                volumes_per_atom=tuple(map(float, document["volumes_per_atom"])),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SymmBFNError(
@@ -142,7 +174,7 @@ def evaluate(
         n=n,
         structural_validity=len(valid) / n,
         composition_validity=charged / n,
-        **_distances(valid, reference),
+        **distances([traits_of(structure) for structure in valid], reference),
         uniqueness=_fraction(n, unique),
         novelty=_fraction(n, novel),
         stable=_fraction(n, stable),
@@ -164,23 +196,21 @@ def _fraction(n: int, *flags: Sequence[bool] | None) -> float | None:
     return float(together.mean())
 
 
-def _distances(structures: Sequence[Structure], reference: Summary) -> dict[str, float | None]:
-    """The three distances; None each where there is no crystal to compare."""
+def distances(crystals: Sequence[Traits], reference: Summary) -> dict[str, float | None]:
+    """The three distances of `Metrics`; None each where there is no crystal to compare."""
     from scipy.spatial.distance import jensenshannon
     from scipy.stats import wasserstein_distance
 
     names = ("space_group_jsd", "density_wasserstein", "n_elements_wasserstein")
-    if not structures:
+    if not crystals:
         return dict.fromkeys(names)
-    ours = summarise(structures)
-    groups = [[s.space_groups.get(g, 0) for g in range(1, 231)] for s in (ours, reference)]
-    kinds = [[*counts] for counts in (ours.n_elements, reference.n_elements)]
-    weights = [[*counts.values()] for counts in (ours.n_elements, reference.n_elements)]
-    densities = [_density(structure) for structure in structures]
+    groups = Counter(one.space_group for one in crystals)
+    shares = [[c.get(g, 0) for g in range(1, 231)] for c in (groups, reference.space_groups)]
+    kinds = (Counter(len(one.elements) for one in crystals), reference.n_elements)
     values = (
-        jensenshannon(*groups) if ours.space_groups else None,
-        wasserstein_distance(densities, reference.densities),
-        wasserstein_distance(*kinds, *weights),
+        jensenshannon(*shares) if any(shares[0]) else None,
+        wasserstein_distance([one.density for one in crystals], reference.densities),
+        wasserstein_distance(*map(list, kinds), *(list(counts.values()) for counts in kinds)),
     )
     return {n: None if v is None else float(v) for n, v in zip(names, values, strict=True)}
 
@@ -191,28 +221,60 @@ def summarise(structures: Iterable[Structure]) -> Summary:
     Raises:
         SymmBFNError: No crystals.
     """
-    structures = list(structures)
-    if not structures:
+    return summary_of([traits_of(structure) for structure in structures])
+
+
+def summary_of(crystals: Sequence[Traits]) -> Summary:
+    """Distributions of crystals whose traits are known.
+
+    Raises:
+        SymmBFNError: No crystals.
+    """
+    if not crystals:
         raise SymmBFNError("no crystals to summarise; give at least one")
-    groups = Counter(filter(None, map(space_group, structures)))
-    kinds = Counter(len(structure.composition) for structure in structures)
-    midpoints = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
-    densities = np.quantile([_density(s) for s in structures], midpoints, method="inverted_cdf")
+    symbols = Counter(symbol for one in crystals for symbol in one.elements)
     return Summary(
-        n=len(structures),
-        space_groups=dict(sorted(groups.items())),
-        n_elements=dict(sorted(kinds.items())),
-        densities=tuple(densities.round(4).tolist()),
+        n=len(crystals),
+        space_groups=_counts(one.space_group for one in crystals),
+        n_elements=_counts(len(one.elements) for one in crystals),
+        n_atoms=_counts(one.n_atoms for one in crystals),
+        elements=dict(sorted(symbols.items())),
+        densities=_quantiles([one.density for one in crystals]),
+        volumes_per_atom=_quantiles([one.volume_per_atom for one in crystals]),
     )
 
 
-def _density(structure: Structure) -> float:
-    """The density in g/cm³; pymatgen's own goes through unit objects, fifty times as slow."""
-    return float(structure.composition.weight) / structure.volume * _AMU_PER_A3
+def _counts(values: Iterable[int | None]) -> dict[int, int]:
+    return dict(sorted(Counter(value for value in values if value is not None).items()))
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
+    midpoints = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    quantiles = np.quantile(values, midpoints, method="inverted_cdf")
+    return tuple(quantiles.round(4).tolist())
+
+
+def traits_of(structure: Structure) -> Traits:
+    """What the distributions look at in one crystal, which must have no `structural_flaw`."""
+    symmetry = _symmetry(structure, SYMPREC)
+    volume, composition = structure.volume, structure.composition
+    return Traits(
+        space_group=int(symmetry.number) if symmetry else None,
+        n_atoms=len(symmetry.prim_std_cell.numbers) if symmetry else None,
+        elements=tuple(element.symbol for element in composition),
+        # pymatgen's own density goes through unit objects, fifty times as slow
+        density=float(composition.weight) / volume * _AMU_PER_A3,
+        volume_per_atom=volume / len(structure),
+    )
 
 
 def space_group(structure: Structure, symprec: float = SYMPREC) -> int | None:
     """International number of the space group found at `symprec` (Å); None if none is."""
+    symmetry = _symmetry(structure, symprec)
+    return int(symmetry.number) if symmetry else None
+
+
+def _symmetry(structure: Structure, symprec: float) -> "MoyoDataset | None":
     import moyopy
 
     cell = moyopy.Cell(
@@ -221,7 +283,7 @@ def space_group(structure: Structure, symprec: float = SYMPREC) -> int | None:
         list(structure.atomic_numbers),
     )
     try:
-        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+        return moyopy.MoyoDataset(cell, symprec=symprec)
     except ValueError:
         return None
 

@@ -16,6 +16,7 @@ from symmbfn.metrics import (
     space_group,
     structural_flaw,
     summarise,
+    traits_of,
 )
 
 
@@ -78,6 +79,25 @@ def test_space_groups_are_detected() -> None:
     assert space_group(rock_salt()) == 225
     assert space_group(bcc_iron()) == 229
     assert space_group(pair(0.0)) is None  # two atoms on one place
+
+
+def test_the_traits_of_a_crystal_do_not_depend_on_its_cell() -> None:
+    salt = traits_of(rock_salt())
+    assert (salt.space_group, salt.n_atoms, salt.elements) == (225, 2, ("Na", "Cl"))
+    assert salt.volume_per_atom == pytest.approx(5.64**3 / 8)
+    assert salt.density == pytest.approx(4 * 58.44277 / 5.64**3 * 1.66053907, rel=1e-4)
+    primitive = traits_of(rock_salt().get_primitive_structure())
+    assert (primitive.space_group, primitive.n_atoms) == (225, 2)
+    assert primitive.volume_per_atom == pytest.approx(salt.volume_per_atom)
+    assert traits_of(pair(0.0)).n_atoms is None  # no symmetry found
+
+
+def test_a_summary_counts_atoms_and_elements() -> None:
+    summary = summarise([rock_salt(), rock_salt(5.7), bcc_iron()])
+    assert summary.n_atoms == {1: 1, 2: 2}
+    assert summary.elements == {"Cl": 2, "Fe": 1, "Na": 2}
+    assert summary.volumes_per_atom[0] == pytest.approx(2.87**3 / 2, abs=1e-4)
+    assert summary.volumes_per_atom[-1] == pytest.approx(5.7**3 / 8, abs=1e-4)
 
 
 def test_a_set_against_itself_is_at_no_distance() -> None:
@@ -160,3 +180,7 @@ def test_the_shipped_summary_is_that_of_mp20() -> None:
     assert all(1 <= number <= 230 for number in summary.space_groups)
     assert list(summary.densities) == sorted(summary.densities)
     assert 5 < np.median(summary.densities) < 8
+    assert sum(summary.n_atoms.values()) == 9046
+    assert max(summary.n_atoms) == 20
+    assert max(summary.elements, key=summary.elements.__getitem__) == "O"
+    assert 15 < np.median(summary.volumes_per_atom) < 20

@@ -184,18 +184,20 @@ def existing_database(url: str | None) -> Database:
     return open_database(url, create=False)
 
 
-def check_output(path: Path, *, force: bool = False, endings: Sequence[str] = ()) -> None:
-    """Refuse a bad output file before any work is done for it.
+def check_output(
+    path: Path, *, force: bool = False, endings: Sequence[str] = (), option: str = "--out"
+) -> None:
+    """Refuse a bad output file, named by `option`, before any work is done for it.
 
     Raises:
         ConfigError: When it has another ending, is there already, or has no folder.
     """
     if endings and path.suffix.lower() not in endings:
-        raise ConfigError(f"--out {path}: the file must end in {', '.join(endings)}")
+        raise ConfigError(f"{option} {path}: the file must end in {', '.join(endings)}")
     if path.exists() and not force:
-        raise ConfigError(f"--out {path}: is there already; name another file or add --force")
+        raise ConfigError(f"{option} {path}: is there already; name another file or add --force")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--out {path}: no folder {path.absolute().parent}; make it first")
+        raise ConfigError(f"{option} {path}: no folder {path.absolute().parent}; make it first")
 
 
 def print_json(value: object) -> None:
@@ -231,8 +233,12 @@ def write_text(path: Path, text: str) -> None:
         "w", encoding="utf-8", dir=path.parent, prefix=".", suffix=".tmp", delete=False
     ) as file:
         file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    try:
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError:
+        os.unlink(file.name)
+        raise
 
 
 def console(*, error: bool = False) -> Console:

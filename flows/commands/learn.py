@@ -10,6 +10,8 @@ import typer
 from flows.commands import common
 
 if TYPE_CHECKING:
+    from flows.evaluation import Named
+    from flows.progress import TerminalProgress
     from flows.settings import CampaignConfig
     from symmbfn.metrics import Metrics
     from symmbfn.train import Progress as TrainingProgress
@@ -28,7 +30,7 @@ def train(
     validation: Annotated[Path | None, typer.Option(help="Held-out file of the same kind.")] = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="Wall-clock budget.")] = 60.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Crystals in a step.")] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 6e-4,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     as_json: common.JsonOption = False,
@@ -72,7 +74,7 @@ def train(
         print(f"wrote {folder}; try: symmbfn discover -n 16 --checkpoint {folder}")
 
 
-@app.command(epilog="Example: symmbfn evaluate crystals.extxyz --reference test.parquet --json")
+@app.command(epilog="Example: symmbfn evaluate crystals.extxyz --report report.html")
 def evaluate(
     what: Annotated[
         str, typer.Argument(metavar="FILE|CHECKPOINT", help="Crystals, or a generator to ask.")
@@ -92,6 +94,10 @@ def evaluate(
         int | None, typer.Option(help="Relaxation steps before giving up. (default 500)")
     ] = None,
     workers: common.WorkersOption = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Page to write: figures, pictures, every crystal (.html).")
+    ] = None,
+    force: common.ForceOption = False,
     as_json: common.JsonOption = False,
 ) -> None:
     """Measure crystals: validity, distances to a reference, uniqueness and novelty.
@@ -99,6 +105,8 @@ def evaluate(
     With --potential they are relaxed, and the fractions that are stable, unique and novel
     are told too. All fractions are of all crystals.
     """
+    if report is not None:
+        common.check_output(report, force=force, endings=(".html",), option="--report")
     config = common.campaign_config(
         None,
         {
@@ -112,11 +120,13 @@ def evaluate(
             "workers": workers,
         },
     )
-    metrics = _evaluate(config, Path(what), reference, stability=potential is not None)
-    found = metrics.to_dict()
+    metrics = _evaluate(config, Path(what), reference, report, stability=potential is not None)
+    found: dict[str, object] = {**metrics.to_dict()}
     if potential is None:
         for name in ("stable", "metastable", "sun", "msun"):
             del found[name]
+    if report is not None:
+        found["report"] = str(report)
     if as_json:
         common.print_json(found)
     else:
@@ -124,34 +134,69 @@ def evaluate(
 
 
 def _evaluate(
-    config: CampaignConfig, what: Path, reference: Path | None, *, stability: bool
+    config: CampaignConfig,
+    what: Path,
+    reference: Path | None,
+    report: Path | None,
+    *,
+    stability: bool,
 ) -> Metrics:
     from flows import inputs
-    from flows.evaluation import evaluate as measure
+    from flows.evaluation import judge, measure
 
     with common.terminal_progress() as progress:
         progress.stage("start", None)
         if stability:
             inputs.check_stability(config)
         known = None if reference is None else common.readable(reference).structures
-        is_checkpoint = (what / "config.json").is_file() or not what.exists()
-        if is_checkpoint:
-            from symmbfn.sample import sample
+        drawn = (what / "config.json").is_file() or not what.exists()
+        crystals = _draw(config, progress) if drawn else _read(what)
+        judged = judge(config, crystals, known, stability=stability)
 
-            inputs.check_generator(config)
-            progress.stage("generate", config.n)
-            crystals = sample(
-                config.checkpoint,
-                config.n,
-                seed=config.seed or 0,
-                steps=config.steps,
-                on_batch=progress.reach,
+        from symmbfn.metrics import mp20_test, summarise
+
+        summary = mp20_test() if known is None else summarise(known)
+        metrics = measure(judged, summary, stability=stability)
+        if report is not None:
+            progress.stage("report", None)
+            from flows.report import Report, render
+            from flows.report_recipe import recipe
+
+            page = Report(
+                title=what.name,
+                crystals=judged,
+                metrics=metrics,
+                reference=summary,
+                reference_name="MP-20 test" if reference is None else reference.name,
+                thresholds=config.thresholds,
+                recipe=recipe(config, what, reference, drawn=drawn, stability=stability),
             )
-            return measure(config, [one.to_structure() for one in crystals], known, stability)
-        from symmbfn.files import read_structures
+            common.write_text(report, render(page))
+        return metrics
 
-        entries = read_structures(what)
-        return measure(config, [entry.structure for entry in entries], known, stability)
+
+def _draw(config: CampaignConfig, progress: TerminalProgress) -> list[Named]:
+    from flows import inputs
+    from flows.evaluation import Named
+    from symmbfn.sample import sample
+
+    inputs.check_generator(config)
+    progress.stage("generate", config.n)
+    crystals = sample(
+        config.checkpoint,
+        config.n,
+        seed=config.seed or 0,
+        steps=config.steps,
+        on_batch=progress.reach,
+    )
+    return [Named(str(number), one.to_structure()) for number, one in enumerate(crystals, 1)]
+
+
+def _read(file: Path) -> list[Named]:
+    from flows.evaluation import Named
+    from symmbfn.files import read_structures
+
+    return [Named(one.name, one.structure, one.error) for one in read_structures(file)]
 
 
 @data.command(

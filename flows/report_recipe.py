@@ -1,0 +1,75 @@
+"""The recipe at the foot of a report: all that the figures rest on."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows import inputs
+from flows.settings import CampaignConfig
+from flows.version import code_version
+
+
+def recipe(
+    config: CampaignConfig, what: Path, reference: Path | None, *, drawn: bool, stability: bool
+) -> dict[str, str]:
+    """Name everything, with hashes.
+
+    Args:
+        config: The settings of the evaluation.
+        what: The file, or the checkpoint.
+        reference: A file of crystals that the distributions and novelty refer to; None: MP-20
+            test, and the settings' reference.
+        drawn: Whether the crystals were drawn from the checkpoint.
+        stability: Whether they were relaxed.
+    """
+    facts = _drawn(config) if drawn else {"file": _file(what)}
+    if reference is None:
+        known = inputs.load_reference(config.reference)
+        facts["distributions against"] = "MP-20 test, 9,046 crystals (summary statistics)"
+        facts["novelty against"] = f"{known.name}, sha256 {known.sha256}"
+    else:
+        facts["distributions and novelty against"] = _file(reference)
+    if stability:
+        facts |= _stability(config)
+    return {
+        **facts,
+        "symmetry tolerance": "0.1 Å",
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "symmbfn": code_version(),
+    }
+
+
+def _drawn(config: CampaignConfig) -> dict[str, str]:
+    from symmbfn.checkpoint import load_card
+    from symmbfn.sample import DEFAULT_STEPS
+
+    card = load_card(config.checkpoint)
+    return {
+        "checkpoint": f"{card.name}, sha256 {card.sha256}",
+        "trained on": str(card.training.get("data", "not recorded")),
+        "drawn": f"{config.n} crystals, seed {config.seed or 0}, "
+        f"{config.steps or DEFAULT_STEPS} steps",
+    }
+
+
+def _stability(config: CampaignConfig) -> dict[str, str]:
+    potential, hull, _ = inputs.check_stability(config)
+    relaxation, thresholds = config.relaxation, config.thresholds
+    weights = f", weights sha256 {potential.weights_sha256}" if potential.weights_sha256 else ""
+    return {
+        "potential": f"{potential.name}, energy scheme {potential.energy_scheme}, "
+        f"{potential.dtype}{weights}",
+        "relaxation": f"forces below {relaxation.fmax} eV/Å, at most {relaxation.max_steps} steps",
+        "hull": f"{hull.name}, energy scheme {hull.energy_scheme}, sha256 {hull.sha256}",
+        "thresholds": f"stable at or below {thresholds.stable} eV/atom above the hull, metastable "
+        f"at or below {thresholds.metastable}; below {thresholds.suspect} set apart",
+    }
+
+
+def _file(path: Path) -> str:
+    if not path.is_file():
+        return str(path)
+    with path.open("rb") as file:
+        return f"{path}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
