@@ -106,21 +106,36 @@ def _band_gap() -> ColumnElement[float | None]:
     )
 
 
-def candidate_rows(*columns: Any) -> Select[Any]:
-    """Select from candidates, each with its newest verdict and the relaxation that it judges.
+def candidate_rows(*columns: Any, campaign: Campaign | None = None) -> Select[Any]:
+    """Select from candidates, each with one verdict and the relaxation that it judges.
 
-    A candidate without any verdict comes with its newest relaxation, or with neither.
+    Without a campaign it is the newest verdict. A candidate without any verdict comes with its
+    newest relaxation, or with neither. With a campaign, only the candidates that it drew come,
+    with its own verdicts and relaxations.
     """
-    return (
-        select(*columns)
-        .select_from(Candidate)
-        .outerjoin(Stability, Stability.id == _newest_verdict())
-        .outerjoin(
+    rows = select(*columns).select_from(Candidate)
+    if campaign is not None:
+        rows = rows.where(drawn_in(campaign.id))
+    if campaign is None or campaign.hull_id is None:  # an older release did not note the basis
+        rows = rows.outerjoin(Stability, Stability.id == _newest_verdict()).outerjoin(
             Relaxation,
             Relaxation.id == func.coalesce(Stability.relaxation_id, _newest_relaxation()),
         )
-        .outerjoin(Potential, Potential.id == Relaxation.potential_id)
-        .outerjoin(Reference, Reference.id == Stability.hull_id)
+    else:
+        rows = rows.outerjoin(
+            Relaxation,
+            (Relaxation.candidate_id == Candidate.id)
+            & (Relaxation.potential_id == campaign.potential_id)
+            & (Relaxation.settings_hash == campaign.relax_settings_hash),
+        ).outerjoin(
+            Stability,
+            (Stability.relaxation_id == Relaxation.id)
+            & (Stability.hull_id == campaign.hull_id)
+            & (Stability.known_id == campaign.known_id)
+            & (Stability.settings_hash == campaign.screen_settings_hash),
+        )
+    return rows.outerjoin(Potential, Potential.id == Relaxation.potential_id).outerjoin(
+        Reference, Reference.id == Stability.hull_id
     )
 
 
@@ -129,6 +144,15 @@ def drawn_in(campaign_id: int) -> ColumnElement[bool]:
     return exists(literal(1)).where(
         Provenance.candidate_id == Candidate.id,
         Provenance.batch_id == Batch.id,
+        Batch.campaign_id == campaign_id,
+    )
+
+
+def drawn_first_in(campaign_id: int) -> ColumnElement[bool]:
+    """Say that no other campaign had drawn the candidate before this one did."""
+    first = select(func.min(Provenance.batch_id)).where(Provenance.candidate_id == Candidate.id)
+    return exists(literal(1)).where(
+        Batch.id == first.correlate(Candidate).scalar_subquery(),
         Batch.campaign_id == campaign_id,
     )
 
@@ -171,3 +195,14 @@ LIST_FIELDS: dict[str, ListField] = {
         & (Campaign.id == Batch.campaign_id),
     ),
 }
+
+
+def fields_of(campaign: Campaign | None) -> dict[str, Field]:
+    """``FIELDS`` on the rows of ``candidate_rows(campaign=campaign)``.
+
+    Unique in a campaign is what is unique in the database and was drawn there first.
+    """
+    if campaign is None:
+        return FIELDS
+    unique = FIELDS["is_unique"].column & drawn_first_in(campaign.id)
+    return FIELDS | {"is_unique": Field(unique, "boolean")}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lark import Lark, Token, Tree
@@ -41,11 +41,12 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 MIRRORED = {"=": "=", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
-def parse(text: str) -> Condition:
+def parse(text: str, fields: Mapping[str, Field] = FIELDS) -> Condition:
     """Turn a filter into a condition on the rows of ``fields.candidate_rows``.
 
     Args:
         text: the filter; blank means every candidate.
+        fields: what its names mean on these rows (``fields.fields_of``).
 
     Raises:
         FilterError: when it is too long, too deep, misspelt, or asks for what we do not have.
@@ -69,10 +70,10 @@ def parse(text: str) -> Condition:
         return true()
     if len(expressions) > 1:
         raise FilterError("the filter holds two conditions side by side: join them by AND or OR")
-    return _Translator(text).expression(expressions[0])
+    return _Translator(text, fields).expression(expressions[0])
 
 
-def sort_field(text: str) -> ColumnElement[Any]:
+def sort_field(text: str, fields: Mapping[str, Field] = FIELDS) -> ColumnElement[Any]:
     """Turn ``field`` or ``-field`` (descending) into an order, unknown values last.
 
     Raises:
@@ -81,7 +82,7 @@ def sort_field(text: str) -> ColumnElement[Any]:
     name = text.removeprefix("-")
     if name not in FIELDS:
         raise FilterError(f"cannot sort by {_short(name)}: choose one of {', '.join(FIELDS)}")
-    column = FIELDS[name].column
+    column = fields[name].column
     return (column.desc() if text.startswith("-") else column.asc()).nulls_last()
 
 
@@ -130,8 +131,9 @@ def _short(text: str) -> str:
 class _Translator:
     """Walks one parsed filter; methods are named after the grammar's rules."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, fields: Mapping[str, Field]) -> None:
         self.text = text
+        self.fields = fields
 
     def expression(self, tree: Tree[Token]) -> Condition:
         return or_(*(self.clause(clause) for clause in _branches(tree)))
@@ -231,11 +233,11 @@ class _Translator:
             raise FilterError(f"{self.source(tree)}: LENGTH is known only for elements")
         signs = [token for token in _tokens(tree) if token.type == "OPERATOR"]
         count = int(_tokens(_branches(tree)[0])[0])
-        return self.compare(FIELDS["nelements"], signs[0] if signs else "=", count)
+        return self.compare(self.fields["nelements"], signs[0] if signs else "=", count)
 
     def field(self, tree: Tree[Token]) -> Field | ListField:
         name = ".".join(_tokens(tree)) if tree.data == "property" else self.source(tree)
-        found = FIELDS.get(name) or LIST_FIELDS.get(name)
+        found = self.fields.get(name) or LIST_FIELDS.get(name)
         if found is None:
             raise FilterError(f"no field {_short(name)} to filter by: choose one of {_NAMES}")
         return found
@@ -282,7 +284,7 @@ class _Translator:
         return literal(value)
 
     def name(self, field: Field) -> str:
-        return next(name for name, known in FIELDS.items() if known is field)
+        return next(name for name, known in self.fields.items() if known is field)
 
     def source(self, tree: Tree[Token]) -> str:
         """The part of the filter that a branch was read from."""

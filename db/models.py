@@ -177,7 +177,10 @@ class Reference(Base):
 
 
 class Campaign(Base):
-    """One request for candidates; the same idempotency key is the same campaign."""
+    """One request for candidates; the same idempotency key is the same campaign.
+
+    What is NULL here was not known to the release that started the campaign.
+    """
 
     __tablename__ = "campaign"
 
@@ -187,7 +190,17 @@ class Campaign(Base):
     config: Mapped[Document]
     seed: Mapped[int] = mapped_column(BigInteger)
     code_version: Mapped[str]
+    inputs: Mapped[Document | None] = mapped_column(default=None)
+    """What the configuration names, and the SHA-256 of what was found there."""
+    potential_id: Mapped[int | None] = mapped_column(ForeignKey("potential.id"), default=None)
+    """With the four below: what the campaign's own verdicts rest on (``records.Basis``)."""
+    relax_settings_hash: Mapped[str | None] = mapped_column(default=None)
+    hull_id: Mapped[int | None] = mapped_column(ForeignKey("reference.id"), default=None)
+    known_id: Mapped[int | None] = mapped_column(ForeignKey("reference.id"), default=None)
+    screen_settings_hash: Mapped[str | None] = mapped_column(default=None)
     created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)
+    finished_at: Mapped[datetime | None] = mapped_column(default=None)
+    """When nothing was left to do; NULL for a campaign that works, or was killed."""
 
 
 class Batch(Base):
@@ -207,6 +220,8 @@ class Batch(Base):
     steps: Mapped[int | None] = mapped_column(default=None)
     code_version: Mapped[str] = mapped_column(default="")
     seconds: Mapped[float | None] = mapped_column(default=None)
+    tally: Mapped[Document | None] = mapped_column(default=None)
+    """How many draws were made, and how many were refused for each reason."""
     created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)
 
     campaign: Mapped[Campaign] = relationship(init=False, repr=False)
@@ -328,6 +343,8 @@ class Stability(Base):
     """The thresholds and every other setting of the verdict."""
     settings_hash: Mapped[str] = mapped_column(init=False)
     verdict: Mapped[str]
+    reason: Mapped[str | None] = mapped_column(default=None)
+    """Why it could not be judged, where that is not for want of known phases."""
     formation_energy_per_atom: Mapped[float | None] = mapped_column(default=None)
     energy_above_hull: Mapped[float | None] = mapped_column(default=None)
     """Negative below the hull; NULL where it cannot be assessed."""
@@ -335,6 +352,7 @@ class Stability(Base):
     is_metastable: Mapped[bool] = mapped_column(default=False)
     """At or below the metastable threshold, so every stable crystal is also metastable."""
     is_unique: Mapped[bool | None] = mapped_column(default=None)
+    """No older candidate of the whole database relaxed to the same crystal."""
     is_novel: Mapped[bool | None] = mapped_column(default=None)
     duplicate_of_id: Mapped[int | None] = mapped_column(ForeignKey("candidate.id"), default=None)
     matches_known: Mapped[str | None] = mapped_column(default=None)

@@ -6,7 +6,8 @@ everything back. This is the one page to import from; writing and leases live in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import batched
@@ -16,24 +17,36 @@ from sqlalchemy import ColumnElement, Select, case, exists, func, inspect, selec
 from sqlalchemy.orm import Session, selectinload
 
 from db import filters
-from db.documents import Document, content_hash, structure_from_dict
+from db.documents import content_hash, structure_from_dict
 from db.errors import DatabaseError, FilterError
-from db.fields import FIELDS, LIST_FIELDS, candidate_rows, drawn_in
+from db.fields import (
+    FIELDS,
+    LIST_FIELDS,
+    Field,
+    candidate_rows,
+    drawn_first_in,
+    drawn_in,
+    fields_of,
+)
 from db.ids import candidate_id, material_id
 from db.leases import Claim, claim, record_relaxation, release, renew, unfinished
-from db.models import Base, Batch, Candidate, Provenance, Relaxation, Stability
+from db.models import Base, Batch, Campaign, Candidate, Provenance, Relaxation, Stability
 from db.records import (
+    Basis,
     Like,
     add_batch,
     add_candidate,
     batch_numbers,
     candidates_like,
+    finish_campaign,
     get_or_create_campaign,
+    newest_candidate,
     record_stability,
     register_checkpoint,
     register_potential,
     register_reference,
     relaxed_like,
+    unfinished_seeds,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +54,7 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 __all__ = [
+    "Basis",
     "Claim",
     "Like",
     "Relaxed",
@@ -49,13 +63,16 @@ __all__ = [
     "add_candidate",
     "batch_numbers",
     "campaign_counts",
+    "campaign_tally",
     "candidate",
     "candidate_id",
     "candidates",
     "candidates_like",
     "claim",
+    "finish_campaign",
     "get_or_create_campaign",
     "material_id",
+    "newest_candidate",
     "record_relaxation",
     "record_stability",
     "register_checkpoint",
@@ -67,8 +84,13 @@ __all__ = [
     "structures",
     "table_counts",
     "unfinished",
+    "unfinished_seeds",
     "unscreened",
 ]
+
+
+HULL_BAND = 0.025
+"""On either side of the hull, eV/atom: as near as energies tell stable from unstable."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,7 @@ class Relaxed:
 
     relaxation_id: int
     candidate_id: int
+    drawn: Structure
     structure: Structure
     energy_per_atom: float
 
@@ -90,45 +113,27 @@ class Stored:
     row: dict[str, Any]
 
 
-def unscreened(
-    session: Session,
-    *,
-    campaign_id: int,
-    potential_id: int,
-    relax_settings: Document,
-    hull_id: int,
-    known_id: int,
-    settings: Document,
-) -> list[Relaxed]:
-    """Converged relaxations of a campaign that lack this verdict, oldest first.
-
-    Args:
-        session: an open session.
-        campaign_id: only candidates that this campaign drew.
-        potential_id: only relaxations by this potential …
-        relax_settings: … with these settings.
-        hull_id: the hull of the verdict.
-        known_id: the known structures of the verdict.
-        settings: the settings of the verdict (``Stability.settings``).
-    """
+def unscreened(session: Session, campaign_id: int, basis: Basis) -> list[Relaxed]:
+    """Converged relaxations of a campaign that lack the verdict of this basis, oldest first."""
     judged = exists().where(
         Stability.relaxation_id == Relaxation.id,
-        Stability.hull_id == hull_id,
-        Stability.known_id == known_id,
-        Stability.settings_hash == content_hash(settings),
+        Stability.hull_id == basis.hull_id,
+        Stability.known_id == basis.known_id,
+        Stability.settings_hash == content_hash(basis.screen_settings),
     )
     rows = session.execute(
         select(
             Relaxation.id,
             Candidate.id,
+            Candidate.structure,
             Relaxation.structure,
             Relaxation.energy_per_atom,
         )
         .join(Candidate, Candidate.id == Relaxation.candidate_id)
         .where(
             drawn_in(campaign_id),
-            Relaxation.potential_id == potential_id,
-            Relaxation.settings_hash == content_hash(relax_settings),
+            Relaxation.potential_id == basis.potential_id,
+            Relaxation.settings_hash == content_hash(basis.relax_settings),
             Relaxation.status == "converged",
             Relaxation.structure.is_not(None),
             Relaxation.energy_per_atom.is_not(None),
@@ -137,8 +142,14 @@ def unscreened(
         .order_by(Candidate.id)
     )
     return [
-        Relaxed(relaxation, candidate, structure_from_dict(structure or {}), energy or 0.0)
-        for relaxation, candidate, structure, energy in rows
+        Relaxed(
+            relaxation,
+            candidate,
+            structure_from_dict(drawn),
+            structure_from_dict(structure or {}),
+            energy or 0.0,
+        )
+        for relaxation, candidate, drawn, structure, energy in rows
     ]
 
 
@@ -147,8 +158,11 @@ def candidates(
     filter: str | None = None,
     sort: str | None = None,
     limit: int | None = None,
+    campaign_id: int | None = None,
 ) -> pd.DataFrame:
     """One row per candidate with its newest verdict; columns are the filter's fields.
+
+    ``is_unique`` means unique in the database: the crystal drawn first stands for its class.
 
     Args:
         session: an open session.
@@ -156,6 +170,8 @@ def candidates(
         sort: a field, ``-field`` for descending; by default ``energy_above_hull``. Unknown
             values come last, equal ones in the order of their ids.
         limit: at most so many rows.
+        campaign_id: only what this campaign drew, with its own verdicts; a crystal that another
+            one had drawn before is not unique here.
 
     Returns:
         Energies in eV/atom, float64, NaN where unknown; all other columns hold plain Python
@@ -166,22 +182,29 @@ def candidates(
     """
     import pandas as pd  # slow to import
 
-    columns = {name: field.column for name, field in FIELDS.items()}
+    campaign = None if campaign_id is None else session.get_one(Campaign, campaign_id)
+    fields = fields_of(campaign)
+    columns = {name: field.column for name, field in fields.items()}
     columns["campaign"] = LIST_FIELDS["campaign"].joined()
     labelled = [column.label(name) for name, column in columns.items()]
-    rows = session.execute(_ordered(candidate_rows(*labelled), filter, sort, limit)).all()
+    query = candidate_rows(*labelled, campaign=campaign)
+    rows = session.execute(_ordered(query, fields, filter, sort, limit)).all()
     frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
     return frame.astype({n: "float64" for n, field in FIELDS.items() if field.kind == "number"})
 
 
 def _ordered(
-    rows: Select[Any], filter: str | None, sort: str | None, limit: int | None
+    rows: Select[Any],
+    fields: Mapping[str, Field],
+    filter: str | None,
+    sort: str | None,
+    limit: int | None,
 ) -> Select[Any]:
     if limit is not None and limit < 0:
         raise FilterError(f"limit {limit} is negative: give a number of rows")
     if filter is not None:
-        rows = rows.where(filters.parse(filter))
-    order = filters.sort_field(sort or "energy_above_hull")
+        rows = rows.where(filters.parse(filter, fields))
+    order = filters.sort_field(sort or "energy_above_hull", fields)
     return rows.order_by(order, Candidate.id).limit(limit)
 
 
@@ -252,13 +275,16 @@ def _document(row: Base) -> dict[str, Any]:
 
 
 def campaign_counts(session: Session, campaign_id: int) -> dict[str, int]:
-    """The funnel of a campaign, in this order of keys.
+    """The funnel of a campaign by its own verdicts, in this order of keys.
 
-    ``generated`` (asked of the sampler), ``valid``, ``distinct`` (candidates), ``relaxed``
-    (converged), ``failed``, ``not_assessable``, ``quarantined``, ``stable``, ``metastable``,
-    ``unique``, ``novel``, ``sun`` (stable, unique and novel), ``msun`` (metastable, unique and
-    novel). From ``distinct`` on each candidate counts once, however often it was drawn.
+    ``generated`` (asked of the sampler), ``valid``, ``distinct`` (candidates), ``known_before``
+    (drawn by another campaign before, so not unique here), ``relaxed`` (converged), ``failed``,
+    ``not_assessable``, ``quarantined``, ``stable``, ``near_hull`` (within 0.025 eV/atom of the
+    hull, on either side), ``metastable``, ``unique``, ``novel``, ``sun`` (stable, unique and
+    novel), ``msun`` (metastable, unique and novel). From ``distinct`` on each candidate counts
+    once, however often it was drawn.
     """
+    campaign = session.get_one(Campaign, campaign_id)
     of_campaign = Batch.campaign_id == campaign_id
     generated = session.scalar(select(func.sum(Batch.size)).where(of_campaign))
     valid = session.scalar(
@@ -268,23 +294,34 @@ def campaign_counts(session: Session, campaign_id: int) -> dict[str, int]:
         .join(Candidate)
         .where(of_campaign, Candidate.state != "invalid")
     )
-    new = Stability.is_unique & Stability.is_novel
+    unique = fields_of(campaign)["is_unique"].column
+    new = unique & Stability.is_novel
     conditions: dict[str, ColumnElement[Any]] = {
+        "known_before": ~drawn_first_in(campaign_id),
         "relaxed": Relaxation.status == "converged",
         "failed": Relaxation.status != "converged",
         "not_assessable": Stability.verdict == "not_assessable",
         "quarantined": Stability.verdict == "quarantined",
         "stable": Stability.is_stable.expression,
+        "near_hull": func.abs(Stability.energy_above_hull) <= HULL_BAND,
         "metastable": Stability.is_metastable.expression,
-        "unique": Stability.is_unique.expression,
+        "unique": unique,
         "novel": Stability.is_novel.expression,
         "sun": Stability.is_stable & new,
         "msun": Stability.is_metastable & new,
     }
     counts = [func.count(case((condition, 1))) for condition in conditions.values()]
-    row = session.execute(candidate_rows(func.count(), *counts).where(drawn_in(campaign_id))).one()
+    row = session.execute(candidate_rows(func.count(), *counts, campaign=campaign)).one()
     funnel = {"generated": generated or 0, "valid": valid or 0}
     return funnel | dict(zip(["distinct", *conditions], row, strict=True))
+
+
+def campaign_tally(session: Session, campaign_id: int) -> dict[str, int]:
+    """The tallies of a campaign's batches (``Batch.tally``), added up; empty if none has one."""
+    tally: Counter[str] = Counter()
+    for one in session.scalars(select(Batch.tally).where(Batch.campaign_id == campaign_id)):
+        tally.update(one or {})
+    return dict(tally)
 
 
 def table_counts(session: Session) -> dict[str, int]:

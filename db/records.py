@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -24,13 +26,14 @@ from db.models import (
     Reference,
     Relaxation,
     Stability,
+    utc_now,
 )
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 ADD_LOCK = 5_266_239
-"""PostgreSQL advisory lock held while candidates are compared and added."""
+"""PostgreSQL advisory lock held while a batch and its candidates are added."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,25 @@ class Like:
     candidate_id: int
     fingerprint: str
     structure: Structure
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a verdict rests on.
+
+    Attributes:
+        potential_id: of the relaxation.
+        relax_settings: of the relaxation.
+        hull_id: the hull that it is placed against.
+        known_id: the structures that novelty is judged against.
+        screen_settings: thresholds and every other setting of the verdict.
+    """
+
+    potential_id: int
+    relax_settings: Document
+    hull_id: int
+    known_id: int
+    screen_settings: Document
 
 
 def get_or_insert[Row: Base](session: Session, row: Row, *key: str) -> Row:
@@ -68,11 +90,24 @@ def get_or_create_campaign(
     config: Document,
     seed: int,
     code_version: str,
+    inputs: dict[str, str],
+    basis: Basis,
 ) -> Campaign:
     """Find the campaign of this key, or start it.
 
+    Args:
+        session: an open session.
+        idempotency_key: one key, one campaign.
+        name: to call it by.
+        config: its settings.
+        seed: of all its crystals.
+        code_version: of the program.
+        inputs: what the settings name, each with the SHA-256 of what was found there.
+        basis: of its own verdicts.
+
     Raises:
-        DatabaseError: when the key belongs to a campaign with another configuration or seed.
+        DatabaseError: when the key belongs to a campaign with another configuration, seed or
+            inputs, and which they are.
     """
     wanted = Campaign(
         idempotency_key=idempotency_key,
@@ -80,14 +115,65 @@ def get_or_create_campaign(
         config=config,
         seed=seed,
         code_version=code_version,
+        inputs=dict(inputs),
+        potential_id=basis.potential_id,
+        relax_settings_hash=content_hash(basis.relax_settings),
+        hull_id=basis.hull_id,
+        known_id=basis.known_id,
+        screen_settings_hash=content_hash(basis.screen_settings),
     )
     campaign = get_or_insert(session, wanted, "idempotency_key")
-    if content_hash([campaign.config, campaign.seed]) != content_hash([config, seed]):
+    differences = [
+        *_differences({**campaign.config, "seed": campaign.seed}, {**config, "seed": seed}),
+        *_differences(inputs if campaign.inputs is None else campaign.inputs, inputs),
+    ]
+    if differences:
         raise DatabaseError(
             f"idempotency key {idempotency_key!r} belongs to campaign {campaign.name!r}, which "
-            "has another configuration: choose another key or repeat that configuration"
+            f"had {'; '.join(differences)}: choose another key, or give it what it had"
         )
+    if campaign.inputs is None:  # an older release started it
+        for column in ("inputs", "potential_id", "relax_settings_hash", "hull_id", "known_id"):
+            setattr(campaign, column, getattr(wanted, column))
+        campaign.screen_settings_hash = wanted.screen_settings_hash
     return campaign
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Say what is not equal, such as ``relaxation.fmax 0.05, not 0.02``; long values are cut."""
+    for name in [*old, *(name for name in new if name not in old)]:
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _differences(was, now, f"{within}{name}.")
+        elif was != now:
+            yield f"{within}{name} {_short(was)}, not {_short(now)}"
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"
+
+
+def finish_campaign(session: Session, campaign_id: int) -> None:
+    """Note that nothing is left to do, unless that was noted before."""
+    campaign = session.get_one(Campaign, campaign_id)
+    campaign.finished_at = campaign.finished_at or utc_now()
+
+
+def unfinished_seeds(session: Session, config: Document, inputs: dict[str, str]) -> list[int]:
+    """Seeds of the campaigns, oldest first, that differ from this one at most in their seed.
+
+    Only those with work left, because a process works on them now or was killed.
+    """
+    wanted = content_hash({**config, "seed": None})
+    rows = session.scalars(
+        select(Campaign).where(Campaign.finished_at.is_(None)).order_by(Campaign.id)
+    )
+    return [
+        row.seed
+        for row in rows
+        if row.inputs == inputs and content_hash({**row.config, "seed": None}) == wanted
+    ]
 
 
 def register_checkpoint(session: Session, checkpoint: Checkpoint) -> Checkpoint:
@@ -106,7 +192,13 @@ def register_reference(session: Session, reference: Reference) -> Reference:
 
 
 def add_batch(session: Session, batch: Batch) -> Batch:
-    """Store a batch, known by campaign and number; add its candidates in the same transaction."""
+    """Store a batch, known by campaign and number; add its candidates in the same transaction.
+
+    Until the end of that transaction nobody else can add a batch or candidates, so that their
+    row numbers tell which crystal was drawn first.
+    """
+    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer anyway
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADD_LOCK})
     return get_or_insert(session, batch, "campaign_id", "number")
 
 
@@ -115,17 +207,31 @@ def batch_numbers(session: Session, campaign_id: int) -> set[int]:
     return set(session.scalars(select(Batch.number).where(Batch.campaign_id == campaign_id)))
 
 
-def candidates_like(session: Session, structure: Structure, fingerprint: str) -> list[Like]:
+def newest_candidate(session: Session) -> int:
+    """Row number of the newest candidate, 0 if there is none."""
+    return session.scalar(select(func.max(Candidate.id))) or 0
+
+
+def candidates_like(
+    session: Session, structure: Structure, fingerprint: str, *, after: int = 0
+) -> list[Like]:
     """Stored candidates of the same reduced formula, equal fingerprints first.
 
-    They are as generated. The caller judges which, if any, is the same crystal, and then calls
-    ``add_candidate`` in the same transaction; until its end nobody else can add one.
+    They are as generated. The caller judges which, if any, is the same crystal. That takes long,
+    so do it before the transaction of ``add_batch``; in it, only those added since are left.
+
+    Args:
+        session: an open session.
+        structure: as generated.
+        fingerprint: of the structure.
+        after: only candidates of later rows than this one.
     """
-    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer anyway
-        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADD_LOCK})
     rows = session.execute(
         select(Candidate.id, Candidate.fingerprint, Candidate.structure)
-        .where(Candidate.chemical_formula_reduced == _reduced_formula(structure))
+        .where(
+            Candidate.chemical_formula_reduced == _reduced_formula(structure),
+            Candidate.id > after,
+        )
         .order_by(Candidate.fingerprint != fingerprint, Candidate.id)
     )
     return [Like(row.id, row.fingerprint, structure_from_dict(row.structure)) for row in rows]
@@ -223,7 +329,8 @@ def add_candidate(
 def record_stability(session: Session, stability: Stability) -> Stability:
     """Store a verdict; the candidate becomes ``screened``, or ``quarantined`` if that is it.
 
-    The newest verdict on a candidate is the one that tables and filters show.
+    The newest verdict on a candidate is the one that tables and filters show, except those of a
+    campaign, which show its own.
     """
     state = "quarantined" if stability.verdict == "quarantined" else "screened"
     session.execute(

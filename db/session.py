@@ -254,7 +254,7 @@ def _migrate(engine: Engine, where: str) -> None:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, newest)
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows import inputs
-from flows.settings import CampaignConfig, ThresholdSettings
+from flows.settings import CampaignConfig, ThresholdSettings, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from pymatgen.core.structure import Structure
+
+    from relax.hull import Hull
+    from relax.potentials import PotentialInfo
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Verdict:
     verdict: str
     is_unique: bool
     is_novel: bool
+    reason: str | None = None
+    """Why it could not be judged, where that is not for want of known phases."""
 
     @property
     def is_stable(self) -> bool:
@@ -51,33 +56,55 @@ def tier(energy_above_hull: float, thresholds: ThresholdSettings) -> str:
     return "metastable" if energy_above_hull <= thresholds.metastable else "unstable"
 
 
+def place(
+    hull: Hull, potential: PotentialInfo, structure: Structure, energy: float
+) -> tuple[float, float]:
+    """Place one crystal, with its energy of the potential in eV/atom, against a hull.
+
+    Returns:
+        Its formation energy and its energy above the hull, eV/atom; NaN where not assessable.
+    """
+    composition = [structure.composition]
+    formation = hull.formation_energy_per_atom(composition, [energy], potential)
+    return float(formation[0]), float(hull.energy_above_hull(composition, formation)[0])
+
+
 def assess(
     config: CampaignConfig, structures: Sequence[Structure], energies: ArrayLike
 ) -> list[Verdict]:
     """Judge crystals against the first hull and the known structures of the settings.
+
+    One that cannot be judged is `not_assessable`, with the reason; it never stops the others.
 
     Args:
         config: Its potential, first hull, reference and thresholds count.
         structures: As relaxed.
         energies: Of the potential, eV/atom.
     """
+    import numpy as np
+
+    from relax.errors import RelaxError
     from relax.matching import unique
 
-    hull = inputs.load_hull(config.hulls[0])
-    compositions = [structure.composition for structure in structures]
-    formation = hull.formation_energy_per_atom(
-        compositions, energies, inputs.potential_info(config.potential)
-    )
-    above = hull.energy_above_hull(compositions, formation)
-    novel = inputs.load_reference(config.reference).novel(structures)
-    representatives = unique(structures)
-    return [
-        Verdict(
-            energy_above_hull=float(distance),
-            formation_energy_per_atom=float(energy),
-            verdict=tier(float(distance), config.thresholds),
-            is_unique=int(representatives[index]) == index,
-            is_novel=bool(novel[index]),
-        )
-        for index, (energy, distance) in enumerate(zip(formation, above, strict=True))
-    ]
+    hull, known = inputs.load_hull(config.hulls[0]), inputs.load_reference(config.reference)
+    potential = inputs.potential_info(config.potential)
+    numbers = np.asarray(energies, dtype=float)
+    firsts = unique(structures)
+    verdicts = []
+    for index, (structure, energy) in enumerate(zip(structures, numbers, strict=True)):
+        try:
+            formation, above = place(hull, potential, structure, float(energy))
+            verdict = Verdict(
+                energy_above_hull=above,
+                formation_energy_per_atom=formation,
+                verdict=tier(above, config.thresholds),
+                is_unique=int(firsts[index]) == index,
+                is_novel=bool(known.novel([structure])[0]),
+            )
+        except RelaxError:  # the settings are wrong, not the crystal
+            raise
+        except Exception as error:  # Qhull and matchers raise whatever a strange crystal makes them
+            why = f"{type(error).__name__}: {one_line(error)}"
+            verdict = Verdict(math.nan, math.nan, "not_assessable", False, False, why)
+        verdicts.append(verdict)
+    return verdicts

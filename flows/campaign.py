@@ -14,7 +14,8 @@ def discover(config: CampaignConfig) -> int:
     """Discover crystals: generate them, relax them, and find the stable, unique and novel ones.
 
     What was done before, by this run or by one that was killed, is in the database and is not
-    done again.
+    done again. Without a seed, as on a schedule, campaigns of the same settings that runs before
+    left unfinished are finished first.
 
     Args:
         config: All the settings of the campaign.
@@ -22,7 +23,15 @@ def discover(config: CampaignConfig) -> int:
     Returns:
         The campaign's row number in the database.
     """
-    config = config.with_run_seed(flow_run.get_id() or "")
+    left = [] if config.seed is not None else tasks.unfinished(config)
+    own = config.with_run_seed(flow_run.get_id() or "")
+    for seed in left:
+        if seed != own.seed:
+            _campaign(config.model_copy(update={"seed": seed}))
+    return _campaign(own)
+
+
+def _campaign(config: CampaignConfig) -> int:
     campaign = tasks.start(config)
     progress.current().stage("generate", config.n)
     for number in range(config.number_of_batches):

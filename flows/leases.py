@@ -23,8 +23,8 @@ from db.session import Database
 
 
 def worker_name() -> str:
-    """Return this process's name, unlike that of any other on any machine."""
-    return f"{_machine()}/{os.getpid()}/{_started(os.getpid())}"
+    """Return this process's name, unlike that of any other on any machine, at any time."""
+    return f"{_machine()}/{_boot()}/{os.getpid()}/{_started(os.getpid())}"
 
 
 def free_dead(session: Session) -> int:
@@ -79,6 +79,14 @@ def _machine() -> str:
     return f"{socket.gethostname()}/{space}"
 
 
+def _boot() -> str:
+    """Return what names the time since the machine was switched on; '' where nothing does."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def _started(pid: int) -> str:
     """Return when a process began, in clock ticks after boot; '' when there is none."""
     try:
@@ -91,8 +99,10 @@ def _started(pid: int) -> str:
 
 def _is_dead(owner: str) -> bool:
     """Tell whether an owner's process was on this machine and is gone."""
-    machine, _, process = owner.rpartition("/")[0].rpartition("/")
-    started = owner.rpartition("/")[2]
-    if machine != _machine() or not process.isdigit() or not started:
+    parts = owner.rsplit("/", 3)
+    if len(parts) < 4 or parts[0] != _machine():
         return False
-    return _started(int(process)) != started
+    _, boot, process, started = parts
+    if boot != _boot():
+        return True
+    return process.isdigit() and bool(started) and _started(int(process)) != started

@@ -1,4 +1,4 @@
-"""What a campaign found: its funnel and its best candidates."""
+"""What a campaign found, by its own verdicts: its funnel and its best candidates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Outcome:
         campaign_id: Its row.
         campaign: Its name, for filters: campaign = "name".
         database: URL without password.
-        counts: From generated to stable, unique and novel.
+        counts: From generated to stable, unique and novel; see `queries.campaign_counts`.
+        tally: Of all draws: how many were made, accepted, and refused for each reason.
         best: The candidates lowest above the hull, eV/atom; columns of `symmbfn candidates`.
     """
 
@@ -28,6 +29,7 @@ class Outcome:
     campaign: str
     database: str
     counts: dict[str, int]
+    tally: dict[str, int]
     best: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -40,16 +42,19 @@ def outcome(database: Database, campaign_id: int) -> Outcome:
     with database.session(write=False) as session:
         name = session.get_one(Campaign, campaign_id).name
         counts = queries.campaign_counts(session, campaign_id)
+        tally = queries.campaign_tally(session, campaign_id)
         best = queries.candidates(
             session,
-            filter=f'campaign = "{name}" AND state = "screened"',
+            filter='verdict IS KNOWN AND verdict != "quarantined"',
             sort="energy_above_hull",
             limit=BEST,
+            campaign_id=campaign_id,
         )
     return Outcome(
         campaign_id=campaign_id,
         campaign=name,
         database=database.url,
         counts=counts,
+        tally=tally,
         best=best.to_dict(orient="records"),
     )

@@ -73,6 +73,19 @@ def relax_settings(config: RelaxConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in where}
 
 
+def verdict_basis(
+    session: Session, config: CampaignConfig, potential: PotentialInfo, hull: Hull, known: Reference
+) -> queries.Basis:
+    """Find or store what the verdicts of a campaign against one of its hulls rest on."""
+    return queries.Basis(
+        potential_id=potential_row(session, potential).id,
+        relax_settings=relax_settings(relax_config(config)),
+        hull_id=hull_row(session, hull).id,
+        known_id=known_row(session, known).id,
+        screen_settings=config.thresholds.model_dump(),
+    )
+
+
 def relaxation_row(
     candidate_id: int, potential_id: int, settings: dict[str, Any], result: RelaxResult
 ) -> models.Relaxation:

@@ -2,12 +2,14 @@
 
 Prefect can start one itself, but only at the first flow run, and a killed command leaves it
 running for ever. Here it starts while the command still imports torch, and ends with its parent.
-Run as `python -m flows.server FD PARENT_PID` it is that server.
+Its database is its own, so that commands at the same time do not disturb each other.
+Run as `python -m flows.server FD PARENT_PID FOLDER` it is that server.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -43,15 +45,24 @@ class TemporaryServer:
     def __init__(self) -> None:
         """Start the process; it answers some seconds later."""
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8")
+        self.folder = tempfile.TemporaryDirectory(prefix="symmbfn-", ignore_cleanup_errors=True)
+        database = f"sqlite+aiosqlite:///{self.folder.name}/prefect.db"
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(128)
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             descriptor = listener.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.server", str(descriptor), str(os.getpid())],
+                [
+                    *(sys.executable, "-m", "flows.server"),
+                    *(str(descriptor), str(os.getpid()), self.folder.name),
+                ],
                 pass_fds=[descriptor],
-                env={**os.environ, "PREFECT_UI_ENABLED": "false"},
+                env={
+                    "PREFECT_API_DATABASE_CONNECTION_URL": database,  # unless the user has another
+                    **os.environ,
+                    "PREFECT_UI_ENABLED": "false",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
@@ -89,6 +100,7 @@ class TemporaryServer:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
         self._log.close()
+        self.folder.cleanup()
 
 
 def start_if_needed() -> TemporaryServer | None:
@@ -132,8 +144,8 @@ def ready(server: TemporaryServer | None) -> Iterator[None]:
         yield
 
 
-def _serve(descriptor: int, parent: int) -> None:
-    """Serve on an inherited socket until told to stop or left by the parent."""
+def _serve(descriptor: int, parent: int, folder: str) -> None:
+    """Serve on an inherited socket until told to stop or left by the parent; remove `folder`."""
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -148,8 +160,11 @@ def _serve(descriptor: int, parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    server.run()
+    try:
+        server.run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a killed parent cannot
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

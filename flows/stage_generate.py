@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from db import models, queries
-from db.session import open_database
+from db.session import Database, open_database
 from flows import inputs, progress
-from flows.rows import checkpoint_row
+from flows.rows import checkpoint_row, verdict_basis
 from flows.settings import CampaignConfig
 from flows.version import code_version
 
@@ -23,9 +24,10 @@ def open_campaign(config: CampaignConfig) -> int:
 
     Raises:
         ConfigError, SymmBFNError, RelaxError: Something that the settings name is not right.
-        DatabaseError: No database, or the idempotency key belongs to other settings.
+        DatabaseError: No database, or the idempotency key belongs to other settings or inputs.
     """
-    key = config.idempotency_key(*inputs.check(config).fingerprints)
+    found = inputs.check(config)
+    key = config.idempotency_key(*found.fingerprints.values())
     database = open_database(config.database)
     with database.session() as session:
         campaign = queries.get_or_create_campaign(
@@ -35,12 +37,24 @@ def open_campaign(config: CampaignConfig) -> int:
             config=config.identity(),
             seed=config.seed or 0,
             code_version=code_version(),
+            inputs=found.fingerprints,
+            basis=verdict_basis(session, config, found.potential, found.hulls[0], found.reference),
         )
         if queries.batch_numbers(session, campaign.id):
             progress.current().say(
                 f"campaign {campaign.name} is in {database.url} already: going on with it"
             )
         return campaign.id
+
+
+def unfinished_seeds(config: CampaignConfig) -> list[int]:
+    """Return the seeds of the campaigns, oldest first, that differ from this one only in it.
+
+    Only those that are not finished, because they were killed or another process is at work.
+    """
+    found = inputs.check(config)
+    with open_database(config.database).session(write=False) as session:
+        return queries.unfinished_seeds(session, config.identity(), found.fingerprints)
 
 
 def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> None:
@@ -52,7 +66,7 @@ def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> Non
         number: Of the batch, from 0; with the campaign's seed it decides what is drawn.
     """
     from symmbfn.checkpoint import load_card
-    from symmbfn.sample import sample
+    from symmbfn.sample import Tally, sample
 
     database = open_database(config.database)
     size = config.size_of_batch(number)
@@ -63,6 +77,7 @@ def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> Non
             bar.reach(before + size)
             return
     began = time.monotonic()
+    tally = Tally()
     crystals = sample(
         config.checkpoint,
         size,
@@ -70,9 +85,11 @@ def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> Non
         steps=config.steps,
         conditions=inputs.conditions(config),
         on_batch=lambda done: bar.reach(before + done),
+        tally=tally,
     )
     drawn = [examine(crystal.to_structure(), crystal.space_group) for crystal in crystals]
     seconds = time.monotonic() - began
+    compared = compare(database, drawn)
     with database.session() as session:
         batch = queries.add_batch(
             session,
@@ -86,10 +103,10 @@ def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> Non
                 steps=config.steps,
                 code_version=code_version(),
                 seconds=seconds,
+                tally=asdict(tally),
             ),
         )
-        for index, one in enumerate(drawn):
-            store(session, batch.id, index, one)
+        store(session, batch.id, drawn, compared)
 
 
 @dataclass(frozen=True)
@@ -118,23 +135,81 @@ def examine(structure: Structure, space_group_drawn: int) -> Drawn:
     )
 
 
-def store(session: Session, batch_id: int, index: int, one: Drawn) -> int:
-    """Store a crystal, or only where it came from if the database has the same one."""
+@dataclass(frozen=True)
+class Compared:
+    """Which crystals of a batch are the same as others; those with a flaw are left out.
+
+    Attributes:
+        firsts: For each place in the batch, that of the first crystal that is the same.
+        twins: For the places of firsts, the stored candidate that is the same, if there is one.
+        newest: The newest candidate that was looked at.
+    """
+
+    firsts: dict[int, int]
+    twins: dict[int, int]
+    newest: int
+
+
+def compare(database: Database, drawn: Sequence[Drawn]) -> Compared:
+    """Compare crystals with each other and with those stored; it takes long, and locks nothing."""
+    from relax.matching import unique
+
+    sound = [place for place, one in enumerate(drawn) if one.flaw is None]
+    classes = unique([drawn[place].structure for place in sound])
+    firsts = {place: sound[first] for place, first in zip(sound, classes, strict=True)}
+    with database.session(write=False) as session:
+        newest = queries.newest_candidate(session)
+        twins = _twins(session, drawn, set(firsts.values()))
+    return Compared(firsts, twins, newest)
+
+
+def store(session: Session, batch_id: int, drawn: Sequence[Drawn], compared: Compared) -> list[int]:
+    """Store the crystals of a batch, or only where they came from if the database has them.
+
+    In the transaction of `queries.add_batch`, so that only candidates that others have stored
+    since `compare` are left to look at.
+
+    Returns:
+        Row number of the candidate of each crystal.
+    """
+    same = dict(compared.twins)
+    if queries.newest_candidate(session) > compared.newest:
+        left = set(compared.firsts.values()) - same.keys()
+        same |= _twins(session, drawn, left, after=compared.newest)
+    stored: list[int] = []
+    for place, one in enumerate(drawn):
+        first = compared.firsts.get(place, place)
+        stored.append(
+            queries.add_candidate(
+                session,
+                one.structure,
+                batch_id=batch_id,
+                batch_index=place,
+                space_group=one.space_group,
+                space_group_drawn=one.space_group_drawn,
+                fingerprint=one.fingerprint,
+                same_as=stored[first] if first < place else same.get(place),
+                invalid_reason=one.flaw,
+            )
+        )
+    return stored
+
+
+def _twins(
+    session: Session, drawn: Sequence[Drawn], places: Collection[int], after: int = 0
+) -> dict[int, int]:
+    """Find the stored candidates, of later rows than `after`, that are the same crystals."""
     from relax.matching import matches
 
-    same_as = None
-    if one.flaw is None:
-        alike = queries.candidates_like(session, one.structure, one.fingerprint)
+    twins: dict[int, int] = {}
+    for place in places:
+        one = drawn[place]
+        alike = queries.candidates_like(session, one.structure, one.fingerprint, after=after)
         same = (like.candidate_id for like in alike if matches(like.structure, one.structure))
-        same_as = next(same, None)
-    return queries.add_candidate(
-        session,
-        one.structure,
-        batch_id=batch_id,
-        batch_index=index,
-        space_group=one.space_group,
-        space_group_drawn=one.space_group_drawn,
-        fingerprint=one.fingerprint,
-        same_as=same_as,
-        invalid_reason=one.flaw,
-    )
+        try:
+            twin = next(same, None)
+        except Exception:  # the matcher's; the screening will tell why
+            continue
+        if twin is not None:
+            twins[place] = twin
+    return twins

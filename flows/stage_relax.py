@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from db import queries
 from db.errors import StaleLeaseError
@@ -69,8 +70,9 @@ def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
                 lease_seconds=work.lease_seconds,
                 limit=_CLAIMED_AT_ONCE,
             )
-        for result in _relax_claims(work, claims):
-            bar.advance(note=best.after(result))
+        with closing(_relax_claims(work, claims)) as results:
+            for result in results:
+                bar.advance(note=best.after(result))
         if not claims:  # all that is left is lent to other processes
             time.sleep(_POLL_SECONDS)
         with work.database.session() as session:
@@ -93,8 +95,11 @@ def _work(config: CampaignConfig, campaign_id: int) -> _Work:
     )
 
 
-def _relax_claims(work: _Work, claims: list[Claim]) -> Iterator[RelaxResult]:
-    """Relax what was claimed, store each result at once, and give back what was not reached."""
+def _relax_claims(work: _Work, claims: list[Claim]) -> Generator[RelaxResult]:
+    """Relax what was claimed and store each result at once.
+
+    Close it: that ends the worker processes and gives back what was not reached.
+    """
     from relax.optimize import relax_iter
 
     if not claims:
@@ -103,10 +108,12 @@ def _relax_claims(work: _Work, claims: list[Claim]) -> Iterator[RelaxResult]:
     structures = [claim.structure for claim in claims]
     with heartbeat(work.database, held, work.lease_seconds):
         try:
-            for index, result in relax_iter(structures, work.potential, work.config):
-                claim = held.pop(index)
-                _record(work, claim, result)
-                yield result
+            relaxing = relax_iter(structures, work.potential, work.config)
+            with closing(cast("Generator[tuple[int, RelaxResult]]", relaxing)) as results:
+                for index, result in results:
+                    claim = held.pop(index)
+                    _record(work, claim, result)
+                    yield result
         finally:
             with work.database.session() as session:
                 queries.release(session, list(held.values()))

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from db import models, queries
-from db.documents import structure_from_dict
-from db.queries import Relaxed
+from db.queries import Basis, Like, Relaxed
 from db.session import Database, open_database
 from flows import assess, inputs, progress
-from flows.rows import hull_row, known_row, potential_row, relax_config, relax_settings
-from flows.settings import CampaignConfig, ThresholdSettings
+from flows.rows import verdict_basis
+from flows.settings import CampaignConfig, ThresholdSettings, one_line
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from relax.hull import Hull
     from relax.matching import Reference
+    from relax.potentials import PotentialInfo
 
 
 def screen_pending(config: CampaignConfig, campaign_id: int) -> None:
     """Give a verdict on every relaxed crystal of the campaign that has none yet."""
     database = open_database(config.database)
-    # The newest verdict is the one that is shown, so the first hull comes last.
+    # The newest verdict is the one shown outside of the campaign, so the first hull comes last.
     for name in reversed(config.hulls):
         _screen_against(config, campaign_id, database, inputs.load_hull(name))
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Row numbers of what a verdict rests on, and its settings."""
-
-    potential_id: int
-    hull_id: int
-    known_id: int
-    settings: dict[str, Any]
+    with database.session() as session:
+        queries.finish_campaign(session, campaign_id)
 
 
 def _screen_against(
@@ -45,87 +35,62 @@ def _screen_against(
     potential = inputs.potential_info(config.potential)
     known = inputs.load_reference(config.reference)
     with database.session() as session:
-        rows = _Rows(
-            potential_id=potential_row(session, potential).id,
-            hull_id=hull_row(session, hull).id,
-            known_id=known_row(session, known).id,
-            settings=config.thresholds.model_dump(),
-        )
-        pending = queries.unscreened(
-            session,
-            campaign_id=campaign_id,
-            potential_id=rows.potential_id,
-            relax_settings=relax_settings(relax_config(config)),
-            hull_id=rows.hull_id,
-            known_id=rows.known_id,
-            settings=rows.settings,
-        )
+        basis = verdict_basis(session, config, potential, hull, known)
+        pending = queries.unscreened(session, campaign_id, basis)
+    judge = _Judge(config.thresholds, potential, hull, known, basis)
     bar = progress.current()
     bar.stage("screen", len(pending))
-    for begin in range(0, len(pending), config.batch_size):
-        chunk = pending[begin : begin + config.batch_size]
-        compositions = [one.structure.composition for one in chunk]
-        formation = hull.formation_energy_per_atom(
-            compositions, [one.energy_per_atom for one in chunk], potential
+    for one in pending:
+        with database.session(write=False) as session:  # comparing takes long: nobody waits for it
+            older = queries.relaxed_like(
+                session, one.structure, potential_id=basis.potential_id, before=one.candidate_id
+            )
+        row = judge.verdict(one, older)
+        with database.session() as session:
+            queries.record_stability(session, row)
+        bar.advance()
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What crystals are judged by, and the rows of the database for it."""
+
+    thresholds: ThresholdSettings
+    potential: PotentialInfo
+    hull: Hull
+    known: Reference
+    basis: Basis
+
+    def verdict(self, one: Relaxed, older: Sequence[Like]) -> models.Stability:
+        """Make the row of one verdict; a crystal that cannot be judged never stops the others."""
+        from relax.errors import RelaxError
+        from relax.matching import matches
+
+        row = models.Stability(
+            relaxation_id=one.relaxation_id,
+            hull_id=self.basis.hull_id,
+            known_id=self.basis.known_id,
+            settings=self.basis.screen_settings,
+            verdict="not_assessable",
         )
-        above = hull.energy_above_hull(compositions, formation)
-        novel = _novel(database, chunk, known)
-        for one, energy, distance, is_novel in zip(chunk, formation, above, novel, strict=True):
-            with database.session() as session:
-                row = _stability(
-                    session, one, hull, rows, config.thresholds, float(energy), float(distance)
-                )
-                row.is_novel = is_novel
-                queries.record_stability(session, row)
-            bar.advance()
-
-
-def _novel(database: Database, chunk: Sequence[Relaxed], known: Reference) -> list[bool]:
-    """Tell which crystals match nothing known, neither as generated nor as relaxed."""
-    with database.session(write=False) as session:
-        drawn = [
-            structure_from_dict(session.get_one(models.Candidate, one.candidate_id).structure)
-            for one in chunk
-        ]
-    before = known.novel(drawn)
-    after = known.novel([one.structure for one in chunk])
-    return [bool(a and b) for a, b in zip(before, after, strict=True)]
-
-
-def _stability(
-    session: Session,
-    one: Relaxed,
-    hull: Hull,
-    rows: _Rows,
-    thresholds: ThresholdSettings,
-    formation_energy: float,
-    energy_above_hull: float,
-) -> models.Stability:
-    """Make the row of one verdict; energies in eV/atom."""
-    tier = assess.tier(energy_above_hull, thresholds)
-    twin = _older_twin(session, one, rows.potential_id)
-    return models.Stability(
-        relaxation_id=one.relaxation_id,
-        hull_id=rows.hull_id,
-        known_id=rows.known_id,
-        settings=rows.settings,
-        verdict=tier,
-        formation_energy_per_atom=formation_energy,
-        energy_above_hull=energy_above_hull,
-        is_stable=tier == "stable",
-        is_metastable=tier in ("stable", "metastable"),
-        is_unique=twin is None,
-        duplicate_of_id=twin,
-        hull_coverage=asdict(hull.coverage(one.structure.composition)),
-    )
-
-
-def _older_twin(session: Session, one: Relaxed, potential_id: int) -> int | None:
-    """Return an older candidate that relaxed to the same crystal, if there is one."""
-    from relax.matching import matches
-
-    older = queries.relaxed_like(
-        session, one.structure, potential_id=potential_id, before=one.candidate_id
-    )
-    twins = (like.candidate_id for like in older if matches(like.structure, one.structure))
-    return next(twins, None)
+        try:
+            formation, above = assess.place(
+                self.hull, self.potential, one.structure, one.energy_per_atom
+            )
+            coverage = asdict(self.hull.coverage(one.structure.composition))
+            twins = (like.candidate_id for like in older if matches(like.structure, one.structure))
+            twin = next(twins, None)
+            is_novel = bool(self.known.novel([one.drawn, one.structure]).all())
+        except RelaxError:  # the settings are wrong, not the crystal
+            raise
+        except Exception as error:  # Qhull and matchers raise whatever a strange crystal makes them
+            row.reason = f"{type(error).__name__}: {one_line(error)}"
+            return row
+        row.verdict = assess.tier(above, self.thresholds)
+        row.formation_energy_per_atom, row.energy_above_hull = formation, above
+        row.is_stable = row.verdict == "stable"
+        row.is_metastable = row.verdict in ("stable", "metastable")
+        row.is_unique, row.duplicate_of_id = twin is None, twin
+        row.is_novel = is_novel
+        row.hull_coverage = coverage
+        return row

@@ -30,6 +30,12 @@ _RETRYING: dict[str, Any] = {
 
 
 @task(**_RETRYING)
+def unfinished(config: CampaignConfig) -> list[int]:
+    """Find campaigns of these settings that were left unfinished; return their seeds."""
+    return stage_generate.unfinished_seeds(config)
+
+
+@task(**_RETRYING)
 def start(config: CampaignConfig) -> int:
     """Find or start the campaign; return its row number."""
     return stage_generate.open_campaign(config)

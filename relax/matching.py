@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["IndexReference", "Reference", "StructureReference", "fingerprint", "matches", "unique"]
 
 _SHIPPED = Path(__file__).parent / "data"
+INDEXES = {"mp": False, "mp20-train": True}
+"""The shipped indexes, and whether only those of MP-20's training split count."""
 _TRAINING = 1  # flag of the index: in the training split of MP-20
 
 
@@ -55,7 +57,8 @@ def unique(structures: Sequence[Structure]) -> NDArray[np.int64]:
 
     Returns:
         For each structure the index of the one that stands for it, its own if it is the first of
-        its class or cannot be compared (numbers not finite); shape (len(structures),).
+        its class or cannot be compared (numbers not finite, or the matcher fails on it); shape
+        (len(structures),).
     """
     representatives = np.arange(len(structures))
     buckets: dict[str, list[int]] = {}
@@ -64,7 +67,10 @@ def unique(structures: Sequence[Structure]) -> NDArray[np.int64]:
             continue
         bucket = buckets.setdefault(_formula(structure), [])
         twins = (first for first in bucket if matches(structures[first], structure))
-        twin = next(twins, None)
+        try:
+            twin = next(twins, None)
+        except Exception:  # the matcher raises whatever a strange cell leads it to
+            continue
         if twin is None:
             bucket.append(index)
         else:
@@ -97,25 +103,22 @@ class Reference(ABC):
 
         Args:
             name_or_path: `mp` for the shipped index of Materials Project crystals (all that were
-                used, MP-20 included), `mp20-train` for those of MP-20's training split only, an
-                index file (.npz), or structures: .cif, .extxyz, .json, .jsonl or POSCAR.
+                used, MP-20 included), `mp20-train` for those of MP-20's training split only, or
+                an index file (.npz) that `write_index` wrote.
 
         Raises:
-            RelaxError: There is no such file, or it cannot be read.
+            RelaxError: There is no such index, or it cannot be read.
         """
-        shipped = {"mp": False, "mp20-train": True}
-        if (training := shipped.get(str(name_or_path))) is not None:
+        if (training := INDEXES.get(str(name_or_path))) is not None:
             path = _SHIPPED / "reference-mp.npz"
             return IndexReference.read(path, name=str(name_or_path), training_only=training)
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise RelaxError(
-                f"no known structures {str(name_or_path)!r}; there are {', '.join(shipped)}, or "
+                f"no known structures {str(name_or_path)!r}; there are {', '.join(INDEXES)}, or "
                 "give a file of structures"
             )
-        if path.suffix == ".npz":
-            return IndexReference.read(path, name=path.stem)
-        return StructureReference(path.stem, _read_structures(path))
+        return IndexReference.read(path, name=path.stem)
 
     @staticmethod
     def from_structures(structures: Sequence[Structure], name: str = "structures") -> Reference:
@@ -312,24 +315,3 @@ def _matcher() -> StructureMatcher:
     from pymatgen.core.structure_matcher import StructureMatcher
 
     return StructureMatcher()
-
-
-def _read_structures(path: Path) -> list[Structure]:
-    from ase.io import iread
-    from pymatgen.core import Structure
-    from pymatgen.io.ase import AseAtomsAdaptor
-
-    try:
-        if path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-            return [Structure.from_dict(line.get("structure", line)) for line in lines]
-        if path.suffix == ".json":
-            data = json.loads(path.read_text())
-            found = data if isinstance(data, list) else [data]
-            return [Structure.from_dict(one.get("structure", one)) for one in found]
-        return [AseAtomsAdaptor.get_structure(atoms) for atoms in iread(path)]
-    except Exception as error:  # readers raise whatever a broken file leads them to
-        raise RelaxError(
-            f"{path}: cannot be read as structures ({type(error).__name__}); give .cif, .extxyz, "
-            ".json, .jsonl or POSCAR"
-        ) from error

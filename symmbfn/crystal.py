@@ -11,6 +11,8 @@ Representative. Of the orbit's atoms that lie on the tabulated first representat
 position, the one nearest (½, ½, ½), so that a crystal in one setting gets one description.
 """
 
+import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -185,8 +187,14 @@ class Crystal:
         return lattice, atoms % 1, np.repeat(self.species, counts)
 
     def shortest_distance(self) -> float:
-        """Shortest distance between two atoms, Å, periodic images included."""
+        """Shortest distance between two atoms, Å, periodic images included; NaN without a cell."""
         lattice, atoms, _ = self.primitive_cell()
+        try:
+            reduced = np.array(moyopy.minkowski_reduce(lattice.tolist())[0])
+        except ValueError:  # a cell without volume, or with numbers that are not finite
+            return math.nan
+        atoms, lattice = atoms @ lattice @ np.linalg.inv(reduced), reduced
+        # In a reduced cell the nearest image is never further than in the next cell.
         vectors = atoms[:, None] - atoms
         vectors = (vectors - vectors.round())[:, :, None] + _CELLS
         distances = np.linalg.norm(vectors @ lattice, axis=-1)
@@ -245,7 +253,13 @@ def canonical_representative(group: SpaceGroup, letter: int, point: FloatArray) 
 
 
 def _dataset(cell: Any, symprec: float) -> Any:
-    return moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
+    logger = logging.getLogger("moyo")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of every supercell
+    try:
+        return moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
+    finally:
+        logger.setLevel(level)
 
 
 def _letter_index(letter: str) -> int:

@@ -25,6 +25,9 @@ RELAX = {"fmax": 0.05, "max_steps": 500}
 SCREEN = {"metastable": 0.1, "stable": 0.0}
 
 
+INPUTS = {"checkpoint mp20": "c" * 64, "hull chgnet": "h" * 64}
+
+
 def rocksalt(cation: str, anion: str, a: float = 4.2) -> Structure:
     """The primitive cell of a rock salt; a is the cubic cell's edge in Å."""
     half = a / 2
@@ -64,11 +67,13 @@ class Rows:
     known: Reference
 
 
+def basis(potential_id: int, hull_id: int, known_id: int) -> queries.Basis:
+    """What the verdicts of these tests rest on."""
+    return queries.Basis(potential_id, RELAX, hull_id, known_id, SCREEN)
+
+
 def base_rows(session: Session, name: str = "first", number: int = 0) -> Rows:
     """Register one of each thing that a candidate needs; again for the same names is the same."""
-    campaign = queries.get_or_create_campaign(
-        session, f"key-{name}", name=name, config={"n": 4}, seed=7, code_version="abc"
-    )
     checkpoint = queries.register_checkpoint(session, Checkpoint(sha256="c" * 64, name="mp20"))
     potential = queries.register_potential(
         session,
@@ -87,6 +92,16 @@ def base_rows(session: Session, name: str = "first", number: int = 0) -> Rows:
     )
     known = queries.register_reference(
         session, Reference(sha256="k" * 64, kind="structures", name="mp")
+    )
+    campaign = queries.get_or_create_campaign(
+        session,
+        f"key-{name}",
+        name=name,
+        config={"n": 4},
+        seed=7,
+        code_version="abc",
+        inputs=INPUTS,
+        basis=basis(potential.id, hull.id, known.id),
     )
     batch = queries.add_batch(
         session,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -14,24 +12,11 @@ from db import queries
 from db.errors import StaleLeaseError
 from db.models import Candidate, Relaxation
 from db.session import Database, open_database
-from tests.db_support import KINDS, RELAX, Rows, add, base_rows, relaxation, rocksalt, url_of
+from tests.db_support import RELAX, Rows, add, base_rows, relaxation, rocksalt
 
 SPAWN = multiprocessing.get_context("spawn")
 CATIONS = ["Li", "Na", "K", "Rb", "Cs", "Ag"]
 ANIONS = ["F", "Cl", "Br", "I"]
-
-
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with url_of(request.param, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    opened = open_database(url)
-    yield opened
-    opened.close()
 
 
 def fill(database: Database, count: int) -> Rows:
@@ -180,9 +165,11 @@ def _run(jobs: list[tuple[object, tuple[object, ...]]]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def test_two_processes_share_the_work_and_repeat_nothing(url: str, database: Database) -> None:
+def test_two_processes_share_the_work_and_repeat_nothing(
+    database_url: str, database: Database
+) -> None:
     rows = fill(database, 24)
-    assert _run([(_work, (url, "one")), (_work, (url, "two"))]) == [0, 0]
+    assert _run([(_work, (database_url, "one")), (_work, (database_url, "two"))]) == [0, 0]
     with database.session(write=False) as session:
         assert queries.table_counts(session)["relaxation"] == 24
         assert set(session.scalars(select(Candidate.state))) == {"relaxed"}
@@ -201,10 +188,10 @@ def _write(url: str, number: int, count: int) -> None:
     database.close()
 
 
-def test_processes_writing_at_once_never_meet_a_lock(url: str) -> None:
+def test_processes_writing_at_once_never_meet_a_lock(database_url: str) -> None:
     """They also race to make the tables."""
-    assert _run([(_write, (url, number, 150)) for number in range(2)]) == [0, 0]
-    database = open_database(url)
+    assert _run([(_write, (database_url, number, 150)) for number in range(2)]) == [0, 0]
+    database = open_database(database_url)
     with database.session(write=False) as session:
         counts = queries.table_counts(session)
     database.close()
@@ -219,9 +206,9 @@ def _die(url: str) -> None:
         os.kill(os.getpid(), 9)
 
 
-def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(url: str) -> None:
-    assert _run([(_die, (url,))]) == [-9]
-    database = open_database(url)
+def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(database_url: str) -> None:
+    assert _run([(_die, (database_url,))]) == [-9]
+    database = open_database(database_url)
     with database.session() as session:
         assert set(queries.table_counts(session).values()) == {0}
         base_rows(session)

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy.orm import Session
 
 from db import queries
-from db.documents import structure_from_dict, structure_to_dict
+from db.documents import content_hash, structure_from_dict, structure_to_dict
 from db.errors import DatabaseError, FilterError
 from db.fields import FIELDS
-from db.models import Relaxation
-from db.session import Database, open_database
+from db.models import Campaign, Relaxation
+from db.session import Database
 from tests.db_support import (
-    KINDS,
+    INPUTS,
     RELAX,
     SCREEN,
+    Rows,
     add,
     base_rows,
+    basis,
     filled,
     relaxation,
     rocksalt,
     stability,
-    url_of,
 )
-
-
-@pytest.fixture(params=KINDS)
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    with url_of(request.param, tmp_path) as url:
-        opened = open_database(url)
-        yield opened
-        opened.close()
 
 
 def test_structures_come_back_as_they_were() -> None:
@@ -67,13 +61,33 @@ def test_everything_inserted_twice_is_there_once(database: Database) -> None:
     assert counts == {name: int(name not in empty) for name in counts}
 
 
-def test_one_key_with_two_configurations_is_an_error(database: Database) -> None:
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"config": {"n": 5}}, "had n 4, not 5:"),
+        ({"seed": 8}, "had seed 7, not 8:"),
+        (
+            {"inputs": INPUTS | {"hull chgnet": "i" * 64}},
+            "had hull chgnet hhhhhhhhhhhh…, not iiiiiiiiiiii…:",
+        ),
+        (
+            {"inputs": {"checkpoint mp20": "c" * 64}},
+            "had hull chgnet hhhhhhhhhhhh…, not null:",
+        ),
+    ],
+)
+def test_one_key_with_other_settings_or_inputs_is_an_error(
+    database: Database, changed: dict[str, Any], says: str
+) -> None:
     with database.session() as session:
-        base_rows(session)
-    with pytest.raises(DatabaseError, match="choose another key"), database.session() as session:
+        rows = base_rows(session)
+    given = {"config": {"n": 4}, "seed": 7, "inputs": INPUTS} | changed
+    again = basis(rows.potential.id, rows.hull.id, rows.known.id)
+    with pytest.raises(DatabaseError) as caught, database.session() as session:
         queries.get_or_create_campaign(
-            session, "key-first", name="first", config={"n": 5}, seed=7, code_version="abc"
+            session, "key-first", name="first", code_version="abc", basis=again, **given
         )
+    assert says in str(caught.value) and "choose another key" in str(caught.value)
 
 
 def test_same_crystal_of_two_batches_is_one_candidate_with_two_origins(
@@ -88,6 +102,8 @@ def test_same_crystal_of_two_batches_is_one_candidate_with_two_origins(
         add(session, rows, 1, rocksalt("Na", "Cl"))
         other = base_rows(session, name="second")
         (like,) = queries.candidates_like(session, supercell, "any")
+        assert not queries.candidates_like(session, supercell, "any", after=first)
+        assert queries.newest_candidate(session) == 2
         assert (like.candidate_id, like.structure) == (first, crystal)
         second = queries.add_candidate(
             session,
@@ -170,6 +186,107 @@ def test_newest_verdict_is_the_one_shown(database: Database) -> None:
     assert table["energy_above_hull"][0] == 0.3
 
 
+def judged_again(session: Session, name: str, energy_above_hull: float) -> Rows:
+    """A second campaign that draws the first's LiO again, and judges it by other thresholds."""
+    rows, _ = filled(session)
+    other = base_rows(session, name=name)
+    queries.add_candidate(
+        session,
+        rocksalt("Li", "O"),
+        batch_id=other.batch.id,
+        batch_index=0,
+        space_group=225,
+        fingerprint="any",
+        same_as=1,
+    )
+    add(session, other, 1, rocksalt("Cs", "Cl"))
+    other.campaign.screen_settings_hash = content_hash({"stable": 0.1})
+    verdict = stability(rows, 1, energy_above_hull)
+    verdict.settings = {"stable": 0.1}
+    verdict.settings_hash = content_hash(verdict.settings)
+    queries.record_stability(session, verdict)
+    return other
+
+
+def test_a_campaign_shows_its_own_verdicts(database: Database) -> None:
+    with database.session() as session:
+        other = judged_again(session, "second", 0.06)
+    with database.session(write=False) as session:
+        first = queries.candidates(session, 'material_id = "sbfn-1"', campaign_id=1)
+        second = queries.candidates(session, campaign_id=other.campaign.id)
+        newest = queries.candidates(session, 'material_id = "sbfn-1"')
+        stable = queries.candidates(session, "is_stable = TRUE", campaign_id=1)
+    assert first["energy_above_hull"].tolist() == [-0.02]
+    assert second["material_id"].tolist() == ["sbfn-1", "sbfn-5"]
+    assert second["energy_above_hull"].tolist()[0] == 0.06 and second["verdict"][1] is None
+    assert newest["energy_above_hull"].tolist() == [0.06]
+    assert stable["material_id"].tolist() == ["sbfn-1"]
+
+
+def test_a_crystal_drawn_again_is_known_before_and_not_unique_there(database: Database) -> None:
+    with database.session() as session:
+        other = judged_again(session, "second", -0.01).campaign.id
+        counts = [queries.campaign_counts(session, campaign) for campaign in (1, other)]
+        unique = [
+            queries.candidates(session, "is_unique = TRUE", campaign_id=campaign)["material_id"]
+            for campaign in (1, other, None)
+        ]
+        shown = queries.candidates(session, 'material_id = "sbfn-1"', campaign_id=other)
+    keys = ("distinct", "known_before", "stable", "unique", "novel", "sun")
+    assert [[count[key] for key in keys] for count in counts] == [
+        [4, 0, 1, 3, 3, 1],
+        [2, 1, 1, 0, 1, 0],
+    ]
+    assert [ids.tolist() for ids in unique] == [
+        ["sbfn-1", "sbfn-2", "sbfn-3"],
+        [],
+        ["sbfn-1", "sbfn-2", "sbfn-3"],
+    ]
+    assert shown["is_unique"].tolist() == [False] and shown["is_novel"].tolist() == [True]
+
+
+def test_a_campaign_of_an_older_release_shows_the_newest_verdicts(database: Database) -> None:
+    with database.session() as session:
+        rows, _ = filled(session)
+        campaign = session.get_one(Campaign, rows.campaign.id)
+        campaign.inputs = campaign.potential_id = campaign.hull_id = None
+        session.flush()
+        table = queries.candidates(session, campaign_id=campaign.id)
+        assert table["energy_above_hull"].tolist()[:3] == [-0.02, 0.05, 0.4]
+        base_rows(session)  # its next run notes what it rests on
+        assert campaign.inputs == INPUTS and campaign.hull_id == rows.hull.id
+
+
+def test_campaigns_that_differ_only_in_their_seed_and_are_not_finished(database: Database) -> None:
+    with database.session() as session:
+        rows = base_rows(session)
+        whole = basis(rows.potential.id, rows.hull.id, rows.known.id)
+        for seed, config, inputs in [
+            (3, {"n": 8}, INPUTS),
+            (4, {"n": 8}, INPUTS),
+            (5, {"n": 9}, INPUTS),
+            (6, {"n": 8}, {"checkpoint mp20": "d" * 64}),
+        ]:
+            key = f"night-{seed}"
+            queries.get_or_create_campaign(
+                session,
+                key,
+                name=key,
+                config={**config, "seed": seed},
+                seed=seed,
+                code_version="abc",
+                inputs=inputs,
+                basis=whole,
+            )
+
+        def left() -> list[int]:
+            return queries.unfinished_seeds(session, {"n": 8, "seed": None}, INPUTS)
+
+        assert left() == [3, 4]
+        queries.finish_campaign(session, 2)
+        assert left() == [4]
+
+
 @pytest.mark.parametrize(
     ("sort", "expected"),
     [
@@ -244,11 +361,13 @@ def test_funnel_counts_each_stage(database: Database) -> None:
         "generated": 4,
         "valid": 4,
         "distinct": 5,
+        "known_before": 0,
         "relaxed": 3,
         "failed": 1,
         "not_assessable": 0,
         "quarantined": 0,
         "stable": 1,
+        "near_hull": 1,
         "metastable": 2,
         "unique": 3,
         "novel": 3,
@@ -263,19 +382,13 @@ def test_work_left_to_screen(database: Database) -> None:
     with database.session() as session:
         rows, _ = filled(session)
 
+        whole = basis(rows.potential.id, rows.hull.id, rows.known.id)
+
         def left(settings: dict[str, float]) -> list[int]:
-            return [
-                one.candidate_id
-                for one in queries.unscreened(
-                    session,
-                    campaign_id=rows.campaign.id,
-                    potential_id=rows.potential.id,
-                    relax_settings=RELAX,
-                    hull_id=rows.hull.id,
-                    known_id=rows.known.id,
-                    settings=settings,
-                )
-            ]
+            wanted = replace(whole, screen_settings=settings)
+            found = queries.unscreened(session, rows.campaign.id, wanted)
+            assert all(one.drawn == one.structure for one in found)
+            return [one.candidate_id for one in found]
 
         assert left(SCREEN) == []
         assert left({"metastable": 0.08}) == [1, 2, 3]

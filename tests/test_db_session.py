@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,9 @@ from sqlalchemy.exc import IntegrityError
 
 from db import queries
 from db.errors import DatabaseError, SchemaError
-from db.models import Base
+from db.models import Base, Campaign
 from db.session import Database, open_database
-from tests.db_support import KINDS, base_rows, url_of
-
-
-@pytest.fixture(params=KINDS)
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    with url_of(request.param, tmp_path) as url:
-        opened = open_database(url)
-        yield opened
-        opened.close()
+from tests.db_support import KINDS, base_rows
 
 
 def sha256(file: Path) -> str:
@@ -49,7 +40,32 @@ def test_migrations_make_exactly_the_tables_of_the_models(database: Database) ->
         if isinstance(constraint, CheckConstraint)
     }
     assert stored == named and len(named) == 4  # alembic does not compare these
-    assert database.revision() == "0001"
+    assert database.revision() == "0002"
+
+
+def test_tables_of_the_first_revision_are_upgraded_with_their_rows(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("db.session._known_revisions", lambda: ["0001"])
+        old = open_database(database_url)
+        assert old.revision() == "0001"
+    with old.session() as session:
+        session.execute(
+            text(
+                "INSERT INTO campaign"
+                " (id, idempotency_key, name, config, seed, code_version, created_at)"
+                " VALUES (1, 'key', 'old', '{}', 7, 'abc', '2026-11-01 00:00:00+00:00')"
+            )
+        )
+    old.close()
+    upgraded = open_database(database_url)
+    with upgraded.session(write=False) as session:
+        campaign = session.get_one(Campaign, 1)
+        assert (campaign.name, campaign.inputs, campaign.finished_at) == ("old", None, None)
+    with pytest.raises(IntegrityError), upgraded.session() as session:
+        session.get_one(Campaign, 1).hull_id = 99  # the new columns have their foreign keys
+    upgraded.close()
 
 
 def test_opening_twice_keeps_the_rows(tmp_path: Path) -> None:
@@ -166,7 +182,9 @@ def test_full_disk_is_one_line_and_leaves_the_rows_of_before(tmp_path: Path) -> 
         assert queries.table_counts(session)["campaign"] == 1
 
 
-@pytest.mark.parametrize("database", [kind for kind in KINDS if kind != "sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "database_url", [kind for kind in KINDS if kind != "sqlite"], indirect=True
+)
 def test_a_lost_connection_is_one_line_and_the_next_session_works(database: Database) -> None:
     with pytest.raises(DatabaseError, match="run the same command again") as caught:
         with database.session() as session:

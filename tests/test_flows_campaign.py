@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from pymatgen.core.composition import Composition
+from pymatgen.core.structure import Structure
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from db import queries
-from db.models import Candidate, Provenance, Relaxation, Stability
+from db.errors import DatabaseError
+from db.models import Batch, Campaign, Candidate, Checkpoint, Provenance, Relaxation, Stability
 from db.session import Database, open_database
+from flows import progress
+from flows.assess import assess
+from flows.campaign import discover
 from flows.cli import run
+from flows.errors import ConfigError
+from flows.inputs import check_stability, load_reference
 from flows.leases import free_dead, worker_name
 from flows.outcome import outcome
-from flows.stage_generate import examine, generate_batch, open_campaign, store
+from flows.rows import verdict_basis
+from flows.settings import CampaignConfig, RelaxationSettings
+from flows.stage_generate import (
+    Compared,
+    compare,
+    examine,
+    generate_batch,
+    open_campaign,
+    store,
+    unfinished_seeds,
+)
+from flows.stage_relax import relax_pending
+from flows.stage_screen import screen_pending
+from relax import matching
+from relax.hull import Hull
+from relax.optimize import RelaxResult, Status
+from relax.potentials import find
+from relax.relaxation import never_started
+from symmbfn.errors import SymmBFNError
+from symmbfn.files import write_structures
 from tests.flows_support import (
     KNOWN,
     rocksalt,
@@ -70,6 +101,7 @@ def test_a_campaign_leaves_every_candidate_with_an_outcome(undisturbed: Database
     found = outcome(undisturbed, 1)
     assert found.counts["generated"] == 4
     assert found.counts["valid"] <= 4
+    assert found.tally["accepted"] == 4 <= found.tally["drawn"]
     assert found.counts["relaxed"] + found.counts["failed"] <= found.counts["distinct"]
     with undisturbed.session(write=False) as session:
         states = set(session.scalars(select(Candidate.state)))
@@ -81,6 +113,7 @@ def test_a_campaign_leaves_every_candidate_with_an_outcome(undisturbed: Database
     assert states <= {"invalid", "failed", "screened", "quarantined"}
     assert len(judged) == len(converged)
     drawn = record["provenance"][0]["batch"]
+    assert drawn["tally"].keys() == found.tally.keys() and drawn["tally"]["accepted"] == 2
     assert drawn["seed"] and drawn["checkpoint"]["sha256"] and drawn["campaign"]["config"]
 
 
@@ -90,6 +123,46 @@ def test_the_same_settings_are_the_same_campaign(undisturbed: Database, checkpoi
     again = run_stages(tiny_config(checkpoint, f"sqlite:///{file}"))
     assert again == 1
     assert (table(undisturbed), relaxations(undisturbed)) == before
+
+
+def test_one_key_with_another_input_is_an_error_that_names_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    known = tmp_path / "known.jsonl"
+    write_structures(known, [rocksalt("Na", "Cl", 5.6)])
+    config = tiny_config(checkpoint, url(tmp_path), reference=str(known), key="mine")
+    assert open_campaign(config) == open_campaign(config) == 1
+    write_structures(known, [rocksalt("Ca", "O", 4.81)])  # the same name, another content
+    load_reference.cache_clear()
+    with pytest.raises(DatabaseError, match=r"key 'mine' .* had reference \w+…, not \w+…: choose"):
+        open_campaign(config)
+    with pytest.raises(DatabaseError, match=r"had n 4, not 3; "):
+        open_campaign(config.model_copy(update={"n": 3}))
+    with pytest.raises(DatabaseError, match=r"had relaxation.fmax 0.3, not 0.05; "):
+        open_campaign(config.model_copy(update={"relaxation": RelaxationSettings(max_steps=30)}))
+
+
+def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = SimpleNamespace(
+        unfinished=unfinished_seeds,
+        start=open_campaign,
+        generate=generate_batch,
+        relax=relax_pending,
+        screen=screen_pending,
+    )
+    monkeypatch.setattr("flows.campaign.tasks", stages)  # the stages without Prefect
+    config = tiny_config(checkpoint, url(tmp_path), n=1, seed=None)
+    killed = config.model_copy(update={"seed": 5})
+    other = config.model_copy(update={"seed": 6, "n": 2})
+    assert (open_campaign(killed), open_campaign(other)) == (1, 2)
+    assert discover.fn(config) == 3
+    assert unfinished_seeds(config) == [] and discover.fn(config) == 3
+    with open_database(config.database).session(write=False) as session:
+        campaigns = session.scalars(select(Campaign).order_by(Campaign.id)).all()
+        assert [one.finished_at is not None for one in campaigns] == [True, False, True]
+        assert queries.batch_numbers(session, 1) == {0}
 
 
 def killed_when(config: Any, ready: Callable[[Database], bool]) -> None:
@@ -146,11 +219,61 @@ def test_after_kills_in_every_stage_the_table_is_the_same(
     assert table(open_database(config.database)) == table(undisturbed)
 
 
+def drawn_campaign(config: CampaignConfig, crystals: list[Structure], relaxed: bool) -> int:
+    """A campaign whose crystals were drawn, perhaps relaxed, each to itself, but not judged."""
+    potential, hull, known = check_stability(config)
+    database = open_database(config.database)
+    with database.session() as session:
+        basis = verdict_basis(session, config, potential, hull, known)
+        campaign = queries.get_or_create_campaign(
+            session,
+            "by-hand",
+            name="by-hand",
+            config=config.identity(),
+            seed=0,
+            code_version="",
+            inputs={},
+            basis=basis,
+        )
+        batch = batch_row(session, campaign.id, 0)
+        drawn = [examine(crystal, 225) for crystal in crystals]
+        nothing = Compared({}, {}, newest=queries.newest_candidate(session))
+        numbers = store(session, batch, drawn, nothing)
+        for number in numbers if relaxed else ():
+            row = Relaxation(
+                candidate_id=number,
+                potential_id=basis.potential_id,
+                settings=basis.relax_settings,
+                status="converged",
+                structure=session.get_one(Candidate, number).structure,
+                energy_per_atom=-5.0,
+            )
+            queries.record_relaxation(session, row, fence=0)
+        return campaign.id
+
+
+def relaxed_campaign(config: CampaignConfig, crystals: list[Structure]) -> int:
+    """See `drawn_campaign`."""
+    return drawn_campaign(config, crystals, relaxed=True)
+
+
+def batch_row(session: Session, campaign: int, number: int) -> int:
+    """Add an empty batch."""
+    checkpoint = queries.register_checkpoint(session, Checkpoint(sha256="c" * 64, name="any"))
+    batch = Batch(
+        campaign_id=campaign,
+        number=number,
+        checkpoint_id=checkpoint.id,
+        conditions={},
+        seed=number,
+        size=3,
+    )
+    return queries.add_batch(session, batch).id
+
+
 def test_a_crystal_drawn_twice_is_one_candidate(checkpoint: Path, tmp_path: Path) -> None:
     config = tiny_config(checkpoint, url(tmp_path))
-    campaign = open_campaign(config)
-    for number in range(2):
-        generate_batch(config, campaign, number)
+    campaign = relaxed_campaign(config, [rocksalt("Na", "Cl", 5.6)])
     database = open_database(config.database)
     cell = rocksalt("Ca", "O", 4.81)
     twin = cell.get_primitive_structure()
@@ -158,33 +281,172 @@ def test_a_crystal_drawn_twice_is_one_candidate(checkpoint: Path, tmp_path: Path
     twin.make_supercell([2, 1, 1])
     overlapping = cell.copy()
     overlapping.append("O", [0.01, 0, 0])
+    first = [examine(one, 225) for one in (overlapping, cell, twin)]
+    second = [examine(one, 225) for one in (twin, rocksalt("Sr", "O", 5.16))]
+    compared = compare(database, first)
+    too_early = compare(database, second)  # another process stores the first meanwhile
     with database.session() as session:
-        first = store(session, 1, 100, examine(cell, 225))
-        second = store(session, 2, 100, examine(twin, 225))
-        third = store(session, 2, 101, examine(overlapping, 1))
-    assert first == second != third
+        one = store(session, batch_row(session, campaign, 1), first, compared)
+    with database.session() as session:
+        two = store(session, batch_row(session, campaign, 2), second, too_early)
+    third = compare(database, second[1:])
+    with database.session() as session:
+        three = store(session, batch_row(session, campaign, 3), second[1:], third)
+    assert one[1] == one[2] == two[0] and three == [two[1]]
+    assert len({*one, *two}) == 3
     with database.session(write=False) as session:
-        drawn = session.scalars(select(Provenance).where(Provenance.candidate_id == first)).all()
-        invalid = session.get_one(Candidate, third)
+        drawn = session.scalars(select(Provenance).where(Provenance.candidate_id == two[0])).all()
+        invalid = session.get_one(Candidate, one[0])
         assert invalid.state == "invalid" and invalid.reason
-    assert len(drawn) == 2
+    assert len(drawn) == 3
+
+
+def test_others_may_write_while_crystals_are_compared(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.session.BUSY_SECONDS", 1)
+    salts = [rocksalt("Na", "Cl", 5.6), rocksalt("Na", "Cl", 6.6)]
+    config = tiny_config(checkpoint, url(tmp_path))
+    campaign = relaxed_campaign(config, salts)
+    database = open_database(config.database)
+    compare_really = matching.matches
+    seen: list[int] = []
+
+    def compare_while_another_writes(one: Structure, other: Structure) -> bool:
+        with open_database(config.database).session() as session:
+            seen.append(batch_row(session, campaign, 100 + len(seen)))
+        return compare_really(one, other)
+
+    monkeypatch.setattr(matching, "matches", compare_while_another_writes)
+    screen_pending(config, campaign)
+    judged = len(seen)
+    drawn = [examine(salts[0], 225)]
+    compared = compare(database, drawn)
+    assert len(seen) > judged > 0
+    with database.session() as session:
+        assert store(session, batch_row(session, campaign, 1), drawn, compared) == [1]
+
+
+@pytest.mark.parametrize("at_fault", ["hull", "matcher"])
+def test_a_crystal_that_cannot_be_judged_does_not_stop_the_others(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_fault: str
+) -> None:
+    crystals = [rocksalt("Sr", "O", 5.16), rocksalt("Na", "Br", 5.9), rocksalt("Na", "Br", 6.9)]
+    config = tiny_config(checkpoint, url(tmp_path))
+    campaign = relaxed_campaign(config, crystals)
+
+    def broken(*arguments: object) -> Any:
+        raise ValueError("QH6154 initial simplex is flat\n\nWhile executing: | qhull")
+
+    if at_fault == "matcher":
+        monkeypatch.setattr(matching, "matches", broken)  # only the last has an older one
+    else:
+        really = Hull.energy_above_hull
+
+        def sometimes(hull: Hull, compositions: list[Composition], energies: Any) -> Any:
+            if energies[0] < -4.9:
+                broken()
+            return really(hull, compositions, energies)
+
+        with open_database(config.database).session() as session:
+            session.get_one(Relaxation, 3).energy_per_atom = -500.0
+        monkeypatch.setattr(Hull, "energy_above_hull", sometimes)
+    screen_pending(config, campaign)
+    with open_database(config.database).session(write=False) as session:
+        first, second, third = session.scalars(select(Stability).order_by(Stability.id)).all()
+        counts = queries.campaign_counts(session, campaign)
+        finished = session.get_one(Campaign, campaign).finished_at
+        assert first.energy_above_hull is not None and second.is_unique
+        assert third.verdict == "not_assessable" and third.is_unique is None
+        assert third.reason == "ValueError: QH6154 initial simplex is flat While executing: | qhull"
+    assert (counts["relaxed"], counts["not_assessable"]) == (3, 1) and finished is not None
+
+
+def test_an_interrupted_relaxation_ends_its_workers_and_gives_crystals_back(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(checkpoint, url(tmp_path))
+    crystals = [rocksalt("Na", "Cl", 5.6), rocksalt("Ca", "O", 4.81)]
+    campaign = drawn_campaign(config, crystals, relaxed=False)
+    ended: list[bool] = []
+
+    def relax_iter(*arguments: object) -> Iterator[tuple[int, RelaxResult]]:
+        try:
+            for index in range(2):
+                yield index, never_started(find("chgnet"), Status.FAILED, "a test")
+        finally:
+            ended.append(True)
+
+    class Interrupting(progress.Progress):
+        def advance(self, count: int = 1, note: str = "") -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("relax.optimize.relax_iter", relax_iter)
+    monkeypatch.setattr(progress, "current", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            relax_pending(config, campaign)
+        except KeyboardInterrupt:  # here its traceback still holds every frame
+            assert ended == [True]
+            raise
+    with open_database(config.database).session(write=False) as session:
+        assert session.scalars(select(Candidate.lease_owner)).all() == [None, None]
+        assert len(session.scalars(select(Relaxation.id)).all()) == 1
+
+
+def test_known_structures_are_read_from_any_structure_file(tmp_path: Path) -> None:
+    salt, oxide = rocksalt("Na", "Cl", 5.6), rocksalt("Ca", "O", 4.81)
+    write_structures(tmp_path / "salt.cif", [salt])
+    write_structures(tmp_path / "both.jsonl", [salt, oxide])
+    given = [oxide.get_primitive_structure(), salt * (1, 2, 1)]
+    one = load_reference(str(tmp_path / "salt.cif"))
+    both = load_reference(str(tmp_path / "both.jsonl"))
+    assert one.novel(given).tolist() == [True, False] and both.novel(given).tolist() == [False] * 2
+    assert (both.name, one.name) == ("both", "salt") and both.sha256 != one.sha256
+    with (tmp_path / "both.jsonl").open("a") as file:
+        file.write('{"structure": {}}\n')
+    load_reference.cache_clear()
+    with pytest.raises(ConfigError, match=r"both.jsonl: .*take it out"):
+        load_reference(str(tmp_path / "both.jsonl"))
+    with pytest.raises(SymmBFNError, match=r"poem.txt: unknown kind"):
+        (tmp_path / "poem.txt").write_text("Shall I compare thee")
+        load_reference(str(tmp_path / "poem.txt"))
+
+
+def test_one_crystal_in_memory_that_cannot_be_judged_does_not_stop_the_others(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sometimes(hull: Hull, compositions: list[Composition], energies: Any) -> Any:
+        if "Sr" in compositions[0]:
+            raise ValueError("flat simplex")
+        return np.array([0.05])
+
+    monkeypatch.setattr(Hull, "energy_above_hull", sometimes)
+    config = tiny_config(checkpoint, url(tmp_path))
+    crystals = [rocksalt("Sr", "O", 5.16), rocksalt("Na", "Br", 5.9)]
+    strange, good = assess(config, crystals, [-5.0, -5.0])
+    assert (strange.verdict, strange.reason) == ("not_assessable", "ValueError: flat simplex")
+    assert not strange.is_unique and math.isnan(strange.energy_above_hull)
+    assert (good.verdict, good.reason, good.is_novel) == ("metastable", None, True)
 
 
 def test_leases_of_the_living_stay(checkpoint: Path, tmp_path: Path) -> None:
-    config = tiny_config(checkpoint, url(tmp_path), n=2)
-    generate_batch(config, open_campaign(config), 0)
+    config = tiny_config(checkpoint, url(tmp_path))
+    relaxed_campaign(config, [rocksalt("Na", "Cl", 5.6), rocksalt("Ca", "O", 4.81)])
     database = open_database(config.database)
-    machine, process, _ = worker_name().rsplit("/", 2)
-    dead = f"{machine}/{process}/1"  # another process that once had our number
-    elsewhere = f"another-host/{process}/1"
-    with database.session() as session:
-        first, second = session.scalars(select(Candidate).order_by(Candidate.id)).all()
-        first.lease_owner, second.lease_owner = worker_name(), elsewhere
-    with database.session() as session:
-        assert free_dead(session) == 0
-        session.get_one(Candidate, first.id).lease_owner = dead
-    with database.session() as session:
-        assert free_dead(session) == 1
+    machine, boot, process, started = worker_name().rsplit("/", 3)
+    elsewhere = f"another-host/1/{boot}/{process}/1"
+    gone = f"{machine}/{boot}/{process}/1"  # another process that once had our number
+    before_the_reboot = f"{machine}/another-boot/{process}/{started}"
+
+    def freed(first_owner: str) -> int:
+        with database.session() as session:
+            first, second = session.scalars(select(Candidate).order_by(Candidate.id)).all()
+            first.lease_owner, second.lease_owner = first_owner, elsewhere
+        with database.session() as session:
+            return free_dead(session)
+
+    assert [freed(name) for name in (worker_name(), gone, before_the_reboot)] == [0, 1, 1]
 
 
 def test_the_command_runs_a_campaign_and_shows_it(

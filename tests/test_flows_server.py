@@ -1,4 +1,4 @@
-"""The temporary Prefect server: it answers, and does not outlive a killed command."""
+"""The temporary Prefect server: it answers, is nobody else's, and ends with a killed command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flows import server
 server.set_environment()
 one = server.TemporaryServer()
 one.wait()
-print(one._process.pid, flush=True)
+print(one._process.pid, one.folder.name, flush=True)
 time.sleep(600)
 """
 
@@ -31,8 +31,11 @@ def test_the_server_ends_with_a_killed_command(tmp_path: Path) -> None:
     )
     try:
         assert command.stdout is not None
-        server = int(command.stdout.readline())  # it answered
+        number, folder = command.stdout.readline().split()  # it answered
+        server = int(number)
         assert Path(f"/proc/{server}").exists()
+        assert (Path(folder) / "prefect.db").exists()
+        assert not list((tmp_path / "prefect").glob("*.db"))  # which other commands would share
     finally:
         command.send_signal(signal.SIGKILL)
         command.communicate()
@@ -42,4 +45,4 @@ def test_the_server_ends_with_a_killed_command(tmp_path: Path) -> None:
     gone = not Path(f"/proc/{server}").exists()
     if not gone:
         os.kill(server, signal.SIGKILL)
-    assert gone
+    assert gone and not Path(folder).exists()

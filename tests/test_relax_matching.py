@@ -1,11 +1,10 @@
 """The same crystal in another guise is the same; other crystals are other."""
 
-import json
-
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from relax import matching
 from relax.errors import RelaxError
 from relax.invariants import Invariants, fingerprint
 from relax.matching import IndexReference, Reference, matches, unique, write_index
@@ -101,21 +100,27 @@ def test_each_class_has_its_first_as_representative():
     assert unique([]).tolist() == []
 
 
-def test_known_structures_are_read_from_files(tmp_path):
+def test_a_crystal_that_breaks_the_matcher_stands_for_itself(monkeypatch):
     rutile = make("tetragonal rutile")
-    rutile.to(str(tmp_path / "known.cif"))
-    lines = [json.dumps({"structure": rutile.as_dict()}), json.dumps(anatase().as_dict())]
-    (tmp_path / "known.jsonl").write_text("\n".join(lines))
-    given = [rutile * (1, 2, 1), anatase()]
-    assert Reference.load(tmp_path / "known.cif").novel(given).tolist() == [False, True]
-    both = Reference.load(tmp_path / "known.jsonl")
-    assert both.novel(given).tolist() == [False, False] and both.name == "known"
-    assert both.sha256 != Reference.load(tmp_path / "known.cif").sha256
+    strange = rutile * (1, 1, 2)
+
+    def fit(one, other):
+        if strange in (one, other):
+            raise ValueError("no reduced cell")
+        return True
+
+    monkeypatch.setattr(matching._matcher(), "fit", fit)
+    assert unique([rutile, strange, anatase()]).tolist() == [0, 1, 0]
+
+
+def test_references_differ_by_content_and_unknown_names_are_told():
+    given = [make("tetragonal rutile"), anatase()]
+    both, one = Reference.from_structures(given, "both"), Reference.from_structures(given[:1])
+    assert both.name == "both" and both.sha256 != one.sha256
+    assert both.novel(given).tolist() == [False, False]
+    assert one.novel(given).tolist() == [False, True]
     with pytest.raises(RelaxError, match="there are mp, mp20-train"):
         Reference.load("unknown")
-    (tmp_path / "broken.cif").write_text("not a crystal")
-    with pytest.raises(RelaxError, match="cannot be read as structures"):
-        Reference.load(tmp_path / "broken.cif")
 
 
 def test_an_index_is_written_and_read(tmp_path):

@@ -75,6 +75,39 @@ def test_batch_and_shortest_distance() -> None:
         assert crystal.shortest_distance() == pytest.approx(min(distances), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[3, 0, 0], [20.3, 3, 0], [11, 47, 4]],
+        [[4, 0, 0], [3.9, 0.8, 0], [-3.7, 0.5, 9]],
+        [[30, 1, 1], [1, 30, 29.5], [1, 29.5, 30]],
+    ],
+)
+def test_the_nearest_image_is_found_in_very_skewed_cells(matrix: list[list[float]]) -> None:
+    crystal = Crystal(
+        space_group=1,
+        lattice=lattice_to_k(np.array(matrix, dtype=float), lattice_family(1)),
+        species=np.array([11, 17]),
+        letters=np.array([0, 0]),
+        frac_coords=np.array([[0.1, 0.2, 0.3], [0.62, 0.55, 0.86]]),
+    )
+    structure = crystal.to_structure()
+    near = [one.nn_distance for site in structure.get_all_neighbors(8.0) for one in site]
+    assert crystal.shortest_distance() == pytest.approx(min(near), abs=1e-6)
+
+
+def test_a_cell_without_volume_has_no_shortest_distance() -> None:
+    crystal = Crystal.from_structure(make("cubic rock salt"))
+    k = lattice_to_k(np.eye(3) * 1e-130, lattice_family(1))
+    flat = Crystal(1, k, crystal.species, np.array([0, 0]), crystal.frac_coords)
+    assert np.isnan(flat.shortest_distance())
+
+
+def test_no_line_of_the_symmetry_finder_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    Crystal.from_structure(make("cubic rock salt") * (2, 1, 1))
+    assert capfd.readouterr().err == ""
+
+
 def test_disordered_and_degenerate_structures_are_refused() -> None:
     alloy = Structure(Lattice.cubic(3), [{"Fe": 0.5, "Ni": 0.5}], [[0, 0, 0]])
     with pytest.raises(SymmBFNError, match="partly occupied"):
