@@ -63,6 +63,7 @@ __all__ = [
     "add_candidate",
     "batch_numbers",
     "campaign_counts",
+    "campaign_id",
     "campaign_tally",
     "candidate",
     "candidate_id",
@@ -151,6 +152,22 @@ def unscreened(session: Session, campaign_id: int, basis: Basis) -> list[Relaxed
         )
         for relaxation, candidate, drawn, structure, energy in rows
     ]
+
+
+def campaign_id(session: Session, name: str) -> int:
+    """Return the row of the newest campaign of this name.
+
+    Raises:
+        DatabaseError: when there is none; it names the newest ones there are.
+    """
+    found = session.scalar(
+        select(Campaign.id).where(Campaign.name == name).order_by(Campaign.id.desc()).limit(1)
+    )
+    if found is None:
+        names = session.scalars(select(Campaign.name).order_by(Campaign.id.desc()).limit(5)).all()
+        there = f"the newest are {', '.join(names)}" if names else "there is none yet"
+        raise DatabaseError(f"no campaign {name!r} in this database; {there}")
+    return found
 
 
 def candidates(

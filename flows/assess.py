@@ -65,7 +65,7 @@ def place(
         Its formation energy and its energy above the hull, eV/atom; NaN where not assessable.
     """
     composition = [structure.composition]
-    formation = hull.formation_energy_per_atom(composition, [energy], potential)
+    formation = hull.formation_energy_per_atom(composition, [energy], potential, [structure])
     return float(formation[0]), float(hull.energy_above_hull(composition, formation)[0])
 
 

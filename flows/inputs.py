@@ -79,7 +79,7 @@ def check_stability(config: CampaignConfig) -> tuple[PotentialInfo, Hull, Refere
     potential = potential_info(config.potential)
     hulls = [load_hull(name) for name in config.hulls]
     for hull in hulls:
-        hull.scheme_for(potential)
+        hull.scheme_for(potential, with_structures=True)
     return potential, hulls[0], load_reference(config.reference)
 
 

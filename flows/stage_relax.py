@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from db import queries
 from db.errors import StaleLeaseError
@@ -108,8 +108,7 @@ def _relax_claims(work: _Work, claims: list[Claim]) -> Generator[RelaxResult]:
     structures = [claim.structure for claim in claims]
     with heartbeat(work.database, held, work.lease_seconds):
         try:
-            relaxing = relax_iter(structures, work.potential, work.config)
-            with closing(cast("Generator[tuple[int, RelaxResult]]", relaxing)) as results:
+            with closing(relax_iter(structures, work.potential, work.config)) as results:
                 for index, result in results:
                     claim = held.pop(index)
                     _record(work, claim, result)
@@ -145,7 +144,7 @@ class Best:
         assert result.energy_per_atom is not None  # as every converged result has
         composition = [result.structure.composition]
         formation = self._hull.formation_energy_per_atom(
-            composition, [result.energy_per_atom], self._potential
+            composition, [result.energy_per_atom], self._potential, [result.structure]
         )
         above = float(self._hull.energy_above_hull(composition, formation)[0])
         if above < self._lowest:  # never for NaN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -127,7 +127,7 @@ def relax_iter(
     structures: Sequence[Structure],
     potential: str | Potential = "chgnet",
     config: RelaxConfig | None = None,
-) -> Iterator[tuple[int, RelaxResult]]:
+) -> Generator[tuple[int, RelaxResult]]:
     """Relax structures and yield each result as soon as it is there.
 
     A structure that fails, and even one that takes its process with it (out of memory), costs

@@ -102,7 +102,7 @@ class Crystal:
         reason: Exception | None = None
         for tolerance in (symprec, *(t for t in _FALLBACK_SYMPRECS if t < symprec)):
             try:
-                return cls._from_dataset(_dataset(cell, tolerance), numbers)
+                return cls._from_dataset(symmetry_dataset(cell, tolerance), numbers)
             except ValueError as error:  # moyopy raises it as well
                 reason = error
         raise SymmBFNError(f"no symmetry found for {structure.formula}: {reason}")
@@ -252,7 +252,12 @@ def canonical_representative(group: SpaceGroup, letter: int, point: FloatArray) 
     return chosen
 
 
-def _dataset(cell: Any, symprec: float) -> Any:
+def symmetry_dataset(cell: moyopy.Cell, symprec: float) -> moyopy.MoyoDataset:
+    """Symmetry of a cell in the standard setting.
+
+    Raises:
+        ValueError: moyopy finds none.
+    """
     logger = logging.getLogger("moyo")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns of every supercell

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 
+from symmbfn.crystal import symmetry_dataset
 from symmbfn.errors import SymmBFNError
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def _symmetry(structure: Structure, symprec: float) -> "MoyoDataset | None":
         list(structure.atomic_numbers),
     )
     try:
-        return moyopy.MoyoDataset(cell, symprec=symprec)
+        return symmetry_dataset(cell, symprec)
     except ValueError:
         return None
 

@@ -13,8 +13,8 @@ from pymatgen.core import Lattice, Structure
 
 from flows import report_structures
 from flows.cli import run
-from flows.report import Report, render
 from flows.evaluation import JudgedCrystal, Named, judge, measure
+from flows.report import Report, render
 from flows.report_intervals import distance_intervals, fraction_interval
 from flows.report_scene import scene
 from flows.report_svg import hull_histogram, periodic_table

@@ -1,4 +1,4 @@
-"""What is shipped with the generator: the table of elements, and a checkpoint that draws crystals."""
+"""What is shipped with the generator: the table of elements, and a checkpoint that draws."""
 
 import warnings
 

@@ -25,6 +25,7 @@ COLUMNS = {
     "is_unique": "unique",
     "verdict": "verdict",
 }
+NOT_REFUSED = ("drawn", "accepted")
 
 
 @app.command(
@@ -139,9 +140,13 @@ def _show(found: Outcome, url: str | None) -> None:
             title=f"Best candidates of {found.campaign} (energies in eV/atom)",
         )
     print("  ".join(f"{name} {count}" for name, count in found.counts.items()))
+    refused = {name: n for name, n in found.tally.items() if n and name not in NOT_REFUSED}
+    if refused:
+        told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in refused.items())
+        print(f"Drawn again: {told} of {found.tally['drawn']} draws.")
     print(f"Stored in {found.database} as campaign {found.campaign}. More:")
     option = f" --db '{found.database}'" if url is not None else ""
-    print(f"  symmbfn candidates 'campaign = \"{found.campaign}\"' --limit 20{option}")
+    print(f"  symmbfn candidates --campaign {found.campaign} --limit 20{option}")
     if found.best:
         print(f"  symmbfn show {found.best[0]['material_id']}{option}")
         print(f"  symmbfn export 'energy_above_hull < 0.1' --to metastable --format cif{option}")

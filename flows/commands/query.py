@@ -56,15 +56,28 @@ def candidates(
         str | None, typer.Option(help="Field to sort by; -FIELD from the top down.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    campaign: Annotated[
+        str | None, typer.Option(help="Only what this campaign drew, with its own verdicts.")
+    ] = None,
     format: Annotated[TableFormat, typer.Option(help="Form of the output.")] = TableFormat.TABLE,
     as_json: common.JsonOption = False,
     database: common.DatabaseOption = None,
 ) -> None:
-    """List candidates, those that match FILTER if one is given."""
+    """List candidates, those that match FILTER if one is given.
+
+    Without --campaign a candidate is unique if it was the first of its kind in the database, and
+    the newest verdict on it is shown.
+    """
     from db import queries
 
     with common.existing_database(database).session(write=False) as session:
-        frame = queries.candidates(session, filter=filter, sort=sort, limit=limit)
+        frame = queries.candidates(
+            session,
+            filter=filter,
+            sort=sort,
+            limit=limit,
+            campaign_id=None if campaign is None else queries.campaign_id(session, campaign),
+        )
     if frame.empty:
         raise ConfigError(_nothing(filter))
     if as_json or format is TableFormat.JSON:
