@@ -26,7 +26,7 @@ from symmbfn.occupation import exactly, fixed_positions
 from symmbfn.site_network import Sites
 from symmbfn.wyckoff import IntArray, space_group
 
-DEFAULT_STEPS = 30
+DEFAULT_STEPS = 20
 DEFAULT_BATCH_SIZE = 256
 MIN_DISTANCE = 0.5  # Å
 TEMPERATURE = 1.0  # of the elements
@@ -65,7 +65,7 @@ def sample(
         checkpoint: Name of a shipped one, or a folder.
         n: How many.
         seed: Of all randomness.
-        steps: Bayesian updates; 30 unless given.
+        steps: Bayesian updates of the geometry; `DEFAULT_STEPS` unless given.
         conditions: What they must be.
         device: Torch device; the GPU where there is one.
         batch_size: Crystals drawn together.
