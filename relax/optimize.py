@@ -34,10 +34,10 @@ class RelaxConfig:
     """Settings of a relaxation.
 
     Attributes:
-        fmax: Largest force left on an atom, eV/Å; the gradient with respect to the cell, as ASE's
-            FrechetCellFilter scales it, must be below it, too.
+        fmax: Largest force left on an atom, eV/Å; the rows of the virial per atom (eV), which is
+            stress times volume over atoms, must be below it, too.
         max_steps: Steps before it is given up. Half of the generated crystals that converge do so
-            within 100, nine in ten within 200 (benchmarks/relaxation.py).
+            within 30, nine in ten within 100 (benchmarks/relaxation.py).
         workers: Processes, each with one thread; None is one per core (never more than
             structures), 0 relaxes in the calling process.
         timeout: Seconds for one structure, None for no limit; needs workers.

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pymatgen.core import Structure
 
+MAX_STEP = 0.2  # Å, of the optimiser
+STIFFNESS = 30.0  # eV/Å², its first guess
+
 
 @dataclass(frozen=True)
 class _Ended(Exception):
@@ -152,21 +155,33 @@ class _Run:
             _Ended: It did not get there.
         """
         from ase.filters import FrechetCellFilter
-        from ase.optimize import FIRE
+        from ase.optimize import BFGS
 
-        optimizer = FIRE(FrechetCellFilter(self.atoms), logfile=None)
-        # the first turn is the input itself, before any step
-        for turn, converged in enumerate(
-            optimizer.irun(fmax=self.config.fmax, steps=self.config.max_steps)
-        ):
+        # the factor makes cell and atoms about equally stiff, which halves the steps
+        cell_and_atoms = FrechetCellFilter(self.atoms, exp_cell_factor=len(self.atoms) ** 0.5)
+        optimizer = BFGS(
+            cell_and_atoms,  # type: ignore[arg-type]  # its annotation knows no filters
+            logfile=None,
+            maxstep=MAX_STEP,
+            alpha=STIFFNESS,
+        )
+        # the first turn is the input itself, before any step; the end is decided here
+        for turn, _ in enumerate(optimizer.irun(fmax=0.0, steps=self.config.max_steps)):
             self.steps = turn
             self._note()
-            if converged:
+            if self._converged():
                 return
         raise _Ended(
             Status.STEP_LIMIT,
             f"not converged after {self.steps} steps; allow more with max_steps",
         )
+
+    def _converged(self) -> bool:
+        """Whether the forces and the virial per atom (eV) are small enough."""
+        assert self.forces is not None and self.stress is not None
+        virial = self.stress * self.atoms.get_volume() / len(self.atoms)
+        largest = np.linalg.norm(np.vstack([self.forces, virial]), axis=1).max()
+        return bool(largest < self.config.fmax)
 
     def _note(self) -> None:
         """Keep the state if it is sane."""

@@ -40,7 +40,6 @@ def draw_sites(
     rules: Rules,
     generator: torch.Generator,
     *,
-    temperature: float = 1.0,
     guidance: Tensor | None = None,
 ) -> tuple[Sites, Tensor]:
     """Draw positions and elements of B crystals, one message after another (`ErasureFlow`).
@@ -50,7 +49,6 @@ def draw_sites(
         template: What is given.
         rules: What may be drawn.
         generator: Source of all randomness.
-        temperature: Of the elements; below 1 the likely ones are preferred.
         guidance: (P,) strength of each property, see `_guided`.
 
     Returns:
@@ -83,8 +81,7 @@ def draw_sites(
             possible = _possible_elements(template, sites.species, rules.elements)
         else:
             possible = _fitting_elements(template, sites, orbit, rules.formula)
-        logits = estimates()[1][:, orbit] / temperature
-        message, weight = _draw(logits, possible, generator)
+        message, weight = _draw(estimates()[1][:, orbit], possible, generator)
         sites.species = model.element_flow.update(sites.species, message[:, None], arrives)
         weights += weight.masked_fill(~arrives[:, orbit], 0.0)
     return Sites(sites.letters.masked_fill(~mask, 0), sites.species.masked_fill(~mask, 0)), weights

@@ -29,7 +29,6 @@ from symmbfn.wyckoff import IntArray, space_group
 DEFAULT_STEPS = 20
 DEFAULT_BATCH_SIZE = 256
 MIN_DISTANCE = 0.5  # Å
-TEMPERATURE = 1.0  # of the elements
 MAX_TURNS = 20  # draws for each crystal asked for, before giving up
 TURNS_PER_TEMPLATE = 4
 FORMULA_TRIES = 512  # templates to fill with a given formula
@@ -140,7 +139,6 @@ def _sites(
             template,
             templates.rules,
             generator,
-            temperature=TEMPERATURE,
             guidance=templates.guidance,
         )
         if formula:

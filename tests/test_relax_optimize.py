@@ -70,7 +70,7 @@ def test_bad_structures_cost_nothing_but_themselves():
 def test_atoms_find_their_places_and_the_displacement_is_measured():
     shifted = make("tetragonal rutile")
     shifted.translate_sites([0], [0, 0, 0.05])  # Ti off its place by 0.15 Å
-    (result,) = relax([shifted], "chgnet", RelaxConfig(workers=0))
+    (result,) = relax([shifted], "chgnet", RelaxConfig(workers=0, fmax=0.01))
     assert result.status == Status.CONVERGED
     assert result.space_group_before != 136 and result.space_group_after == 136
     assert 0.03 < result.rmsd < 0.15
