@@ -48,11 +48,20 @@ def check(config: CampaignConfig) -> Inputs:
     """
     card = check_generator(config)
     potential, hull, reference = check_stability(config)
-    for symbol in config.conditions.elements or ():
+    for symbol in _asked_for(config):
         if potential.elements and symbol not in potential.elements:
             raise ConfigError(f"potential {potential.name!r} knows no element {symbol}; drop it")
     others = tuple(load_hull(name) for name in config.hulls[1:])
     return Inputs(card, potential, (hull, *others), reference)
+
+
+def _asked_for(config: CampaignConfig) -> list[str]:
+    """Return the elements that the conditions name; their formula must be a good one."""
+    from pymatgen.core.composition import Composition
+
+    asked = config.conditions
+    formula = Composition(asked.formula).chemical_system_set if asked.formula else ()
+    return [*(asked.elements or ()), *asked.require, *sorted(formula)]
 
 
 def check_generator(config: CampaignConfig) -> Card:

@@ -6,6 +6,7 @@ flow's parameters must be data; on a worker nobody listens and the reports go no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,8 +26,8 @@ class Progress:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count more crystals of the stage; `note` is shown beside its bar."""
 
-    def reach(self, done: int) -> None:
-        """Tell how many crystals of the stage are done."""
+    def reach(self, done: int, *, earlier: bool = False) -> None:
+        """Tell how many crystals of the stage are done; `earlier`: by a run before."""
 
     def say(self, text: str) -> None:
         """Tell something that stays on the screen."""
@@ -69,11 +70,13 @@ class TerminalProgress(Progress):
         )
         self._task: TaskID | None = None
         self._lengthless = False
+        self._from = time.monotonic(), 0  # when this run began to count, and from where
 
     def stage(self, name: str, total: int | None, done: int = 0) -> None:
         """Finish the bar before and add one."""
         self.close_bar()
         self._lengthless = total is None
+        self._from = time.monotonic(), done
         self._task = self._bars.add_task(name, total=total, completed=done, note="")
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -83,10 +86,15 @@ class TerminalProgress(Progress):
             if note:
                 self._bars.update(self._task, note=note)
 
-    def reach(self, done: int) -> None:
-        """Move the newest bar."""
+    def reach(self, done: int, *, earlier: bool = False) -> None:
+        """Move the newest bar, and tell the rate beside it."""
+        if earlier:
+            self._from = time.monotonic(), done
         if self._task is not None:
-            self._bars.update(self._task, completed=done)
+            began, already = self._from
+            rate = (done - already) / max(time.monotonic() - began, 1e-3)
+            note = f"{rate:.1f} crystals/s" if rate else ""
+            self._bars.update(self._task, completed=done, note=note)
 
     def say(self, text: str) -> None:
         """Print above the bars."""

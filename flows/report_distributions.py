@@ -14,15 +14,6 @@ if TYPE_CHECKING:
     from symmbfn.metrics import Summary, Traits
 
 _GROUPS = 14  # the most frequent ones that are shown
-_SYSTEMS = {
-    "triclinic": range(1, 3),
-    "monoclinic": range(3, 16),
-    "orthorhombic": range(16, 75),
-    "tetragonal": range(75, 143),
-    "trigonal": range(143, 168),
-    "hexagonal": range(168, 195),
-    "cubic": range(195, 231),
-}  # and the space groups of each
 
 
 def distributions(valid: Sequence[Traits], reference: Summary, reference_name: str) -> str:
@@ -48,12 +39,15 @@ def distributions(valid: Sequence[Traits], reference: Summary, reference_name: s
 
 def symmetry(valid: Sequence[Traits], reference: Summary, reference_name: str) -> str:
     """Crystal systems, and the most frequent space groups."""
+    from symmbfn.conditions import CRYSTAL_SYSTEMS
+
     ours = _shares(Counter(one.space_group for one in valid if one.space_group is not None))
     known = _shares(reference.space_groups)
     top = sorted({*ours, *known}, key=lambda group: (-_of(ours, group) - _of(known, group), group))
     groups = [(space_group(group), _of(ours, group), _of(known, group)) for group in top[:_GROUPS]]
     systems = [
-        (name, _of(ours, *members), _of(known, *members)) for name, members in _SYSTEMS.items()
+        (name, _of(ours, *members), _of(known, *members))
+        for name, members in CRYSTAL_SYSTEMS.items()
     ]
     note = (
         f"{_legend(reference, reference_name)} Space groups found in the finished crystals at "

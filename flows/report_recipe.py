@@ -26,8 +26,10 @@ def recipe(
     """
     facts = _drawn(config) if drawn else {"file": _file(what)}
     if reference is None:
-        known = inputs.load_reference(config.reference)
-        facts["distributions against"] = "MP-20 test, 9,046 crystals (summary statistics)"
+        from symmbfn.metrics import mp20_test
+
+        known, n = inputs.load_reference(config.reference), mp20_test().n
+        facts["distributions against"] = f"MP-20 test, {n:,} crystals (summary statistics)"
         facts["novelty against"] = f"{known.name}, sha256 {known.sha256}"
     else:
         facts["distributions and novelty against"] = _file(reference)

@@ -69,8 +69,11 @@ def relax_config(config: CampaignConfig) -> RelaxConfig:
 
 def relax_settings(config: RelaxConfig) -> dict[str, Any]:
     """Return the settings that decide how a relaxation ends, without where it runs."""
+    from relax.optimize import PROTOCOL
+
     where = {"workers", "device"}
-    return {name: value for name, value in asdict(config).items() if name not in where}
+    kept = {name: value for name, value in asdict(config).items() if name not in where}
+    return {**kept, "protocol": PROTOCOL}
 
 
 def verdict_basis(

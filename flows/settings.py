@@ -157,6 +157,15 @@ class CampaignConfig(_Settings):
         description="A claimed candidate is free again after this silence.",
     )
 
+    @model_validator(mode="after")
+    def _key_has_one_seed(self) -> CampaignConfig:
+        if self.key is not None and self.seed is None:
+            raise ValueError(
+                f"key {self.key!r} without a seed: each run would be another campaign of that "
+                "name; leave key out, or give a seed"
+            )
+        return self
+
     @classmethod
     def from_toml(
         cls, path: str | Path, overrides: Mapping[str, Any] | None = None

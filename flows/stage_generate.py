@@ -11,7 +11,7 @@ from db import models, queries
 from db.session import Database, open_database
 from flows import inputs, progress
 from flows.rows import checkpoint_row, verdict_basis
-from flows.settings import CampaignConfig
+from flows.settings import CampaignConfig, one_line
 from flows.version import code_version
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> Non
     bar = progress.current()
     with database.session(write=False) as session:
         if number in queries.batch_numbers(session, campaign_id):
-            bar.reach(before + size)
+            bar.reach(before + size, earlier=True)
             return
     began = time.monotonic()
     tally = Tally()
@@ -121,18 +121,20 @@ class Drawn:
 
 
 def examine(structure: Structure, space_group_drawn: int) -> Drawn:
-    """Look at a generated crystal: its flaws, fingerprint, and the symmetry that it really has."""
+    """Look at a generated crystal: its flaws, fingerprint, and the symmetry that it really has.
+
+    That it cannot be looked at is a flaw, too; it never stops the others.
+    """
     from relax.matching import fingerprint
     from symmbfn.metrics import space_group, structural_flaw
 
-    flaw = structural_flaw(structure)
-    return Drawn(
-        structure=structure,
-        flaw=flaw,
-        fingerprint="" if flaw else fingerprint(structure),
-        space_group=None if flaw else space_group(structure),
-        space_group_drawn=space_group_drawn,
-    )
+    try:
+        flaw = structural_flaw(structure)
+        text, group = ("", None) if flaw else (fingerprint(structure), space_group(structure))
+    except Exception as error:  # symmetry finders raise whatever a strange crystal makes them
+        flaw = f"cannot be examined: {type(error).__name__}: {one_line(error)}"
+        text, group = "", None
+    return Drawn(structure, flaw, text, group, space_group_drawn)
 
 
 @dataclass(frozen=True)

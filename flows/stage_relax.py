@@ -14,6 +14,7 @@ from db.errors import StaleLeaseError
 from db.leases import Claim
 from db.session import Database, open_database
 from flows import inputs, progress
+from flows.assess import place
 from flows.leases import free_dead, heartbeat, worker_name
 from flows.rows import potential_row, relax_config, relax_settings, relaxation_row
 from flows.settings import CampaignConfig
@@ -138,15 +139,14 @@ class Best:
         self._text = ""
 
     def after(self, result: RelaxResult) -> str:
-        """Return the best so far, this result included."""
+        """Return the best so far, this result included unless it cannot be placed."""
         if result.status != "converged" or result.structure is None:
             return self._text
         assert result.energy_per_atom is not None  # as every converged result has
-        composition = [result.structure.composition]
-        formation = self._hull.formation_energy_per_atom(
-            composition, [result.energy_per_atom], self._potential, [result.structure]
-        )
-        above = float(self._hull.energy_above_hull(composition, formation)[0])
+        try:
+            _, above = place(self._hull, self._potential, result.structure, result.energy_per_atom)
+        except Exception:  # the screening will tell why
+            return self._text
         if above < self._lowest:  # never for NaN
             self._lowest = above
             self._text = f"best {result.structure.composition.reduced_formula} {above:+.3f} eV/atom"

@@ -89,13 +89,26 @@ class Reference(ABC):
     name: str
     sha256: str
 
-    @abstractmethod
     def novel(self, structures: Sequence[Structure]) -> NDArray[np.bool_]:
-        """Tell which structures match no known one; those that cannot be compared do not count.
+        """Tell which structures match no known one.
+
+        Those that cannot be compared (numbers not finite, or the matcher fails on them) do not
+        count as novel.
 
         Returns:
             Shape (len(structures),).
         """
+        found = np.zeros(len(structures), dtype=bool)
+        for index, structure in enumerate(structures):
+            try:
+                found[index] = _comparable(structure) and not self._knows(structure)
+            except Exception:  # as in `unique`
+                continue
+        return found
+
+    @abstractmethod
+    def _knows(self, structure: Structure) -> bool:
+        """Tell whether a structure that can be compared matches a known one."""
 
     @staticmethod
     def load(name_or_path: str | Path) -> Reference:
@@ -140,16 +153,9 @@ class StructureReference(Reference):
                 self._buckets.setdefault(_formula(structure), []).append(structure)
         self.sha256 = digest.hexdigest()
 
-    def novel(self, structures: Sequence[Structure]) -> NDArray[np.bool_]:
-        """See the base class."""
-        found = [
-            _comparable(structure)
-            and not any(
-                matches(known, structure) for known in self._buckets.get(_formula(structure), ())
-            )
-            for structure in structures
-        ]
-        return np.array(found, dtype=bool)
+    def _knows(self, structure: Structure) -> bool:
+        bucket = self._buckets.get(_formula(structure), ())
+        return any(matches(known, structure) for known in bucket)
 
 
 @dataclass(frozen=True)
@@ -234,18 +240,12 @@ class IndexReference(Reference):
         """Return how many crystals it knows."""
         return int(self._columns.used.sum())
 
-    def novel(self, structures: Sequence[Structure]) -> NDArray[np.bool_]:
-        """See the base class."""
-        return np.array([self._is_novel(structure) for structure in structures], dtype=bool)
-
-    def _is_novel(self, structure: Structure) -> bool:
-        if not _comparable(structure):
-            return False
+    def _knows(self, structure: Structure) -> bool:
         bucket = self._columns.of_formula(_formula(structure))
         if not bucket:
-            return True
+            return False
         own = Invariants.of(structure)
-        return not any(own.alike(known) for known in bucket)
+        return any(own.alike(known) for known in bucket)
 
     @classmethod
     def read(cls, path: Path, name: str, *, training_only: bool = False) -> IndexReference:

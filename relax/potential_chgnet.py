@@ -58,6 +58,8 @@ class ChgnetPotential(Potential):
         graphs: list[CrystalGraph] = []
         atoms = 0
         for index in sorted(range(len(structures)), key=lambda i: len(structures[i])):
+            if not {one.symbol for one in structures[index].composition} <= _ELEMENTS:
+                continue
             try:
                 graph = _graph_of(structures[index])
             except Exception:  # whatever the neighbour search dislikes costs one structure only

@@ -41,9 +41,12 @@ def user_folder() -> Path:
 
 def hull_files() -> dict[str, Path]:
     """Return the hulls that can be had by name; an imported one hides a shipped one's name."""
-    shipped = {path.name[5:-7]: path for path in sorted(_SHIPPED.glob("hull-*.csv.gz"))}
     imported = {path.name[:-7]: path for path in sorted(user_folder().glob("*.csv.gz"))}
-    return shipped | imported
+    return _shipped() | imported
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.name[5:-7]: path for path in sorted(_SHIPPED.glob("hull-*.csv.gz"))}
 
 
 def locate(name_or_path: str | Path) -> tuple[str, Path]:
@@ -92,6 +95,8 @@ def import_hull(
         raise RelaxError(
             f"hull name {name!r}: only letters, digits, '.', '_' and '-'; give another"
         )
+    if name in _shipped():
+        raise RelaxError(f"hull name {name!r} is that of a shipped hull; give another with --name")
     copy = user_folder() / f"{name}.csv.gz"
     if copy.exists():
         raise RelaxError(f"there is a hull {name!r} at {copy}; give another name or delete it")

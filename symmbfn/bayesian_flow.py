@@ -1,9 +1,9 @@
 """The Bayesian flows: one small class per kind of variable (Graves et al. 2023, arXiv 2308.07037).
 
-A flow knows how beliefs about a variable sharpen with time t in [0, 1]: `noisy` draws the belief a
-training step sees, and `update` is one Bayesian update with a sender sample. At t = 0 all
-parameters are 0: μ of the prior, and the logits of equal classes. Symbols are the paper's. Times
-have shape (B,); variables (B, ...).
+A flow knows how beliefs about a variable sharpen: `noisy` draws the belief that a training step
+sees, and `update` is one Bayesian update with a sender's message. Continuous beliefs sharpen with
+time t in [0, 1], from μ = 0, the prior's; discrete ones with each message that arrives. Symbols are
+the paper's. Times have shape (B,); variables (B, ...).
 """
 
 import math

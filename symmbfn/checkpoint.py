@@ -32,7 +32,7 @@ class Card:
         sha256: Of the weights file.
         properties: Names of the properties it can be steered by.
         model: The model's configuration.
-        training: How it was trained: data, steps, minutes, hardware, losses.
+        training: How it was trained: data, steps, minutes and what else was recorded.
         metrics: What its samples scored, where measured.
     """
 

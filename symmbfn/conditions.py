@@ -1,7 +1,7 @@
 """Conditions on crystals: what may be asked of a checkpoint, and what is drawn under it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from symmbfn.occupation import exactly, totals, up_to
 from symmbfn.wyckoff import FloatArray, IntArray
 
 MAX_ATOMS = 20  # of the training data
+REACH = 20.0  # standard deviations of the data that a target may lie from their mean
 SMALL_BATCH = 24  # crystals; with fewer, padding costs less than another batch
 NEIGHBOURS = 500  # training crystals near a target
 CRYSTAL_SYSTEMS = {
@@ -78,6 +79,7 @@ class Templates:
         self.rules = _rules(model, card, conditions)
         self.guidance = _guidance(card, conditions)
         self._targets = model.standardise(_targets(card, conditions).to(self.device))
+        _check_reach(self._targets, model, card, conditions)
         self._table = model.templates.cpu().numpy().astype(int)
         rows = _allowed_templates(self._table, card, conditions, self.rules)
         properties = model.standardise(model.template_properties)[rows].cpu().numpy()
@@ -144,6 +146,9 @@ def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:
         elements=allowed.to(model.elements.device),
         required=required.to(model.elements.device),
         num_atoms=up_to(conditions.max_atoms) if wanted is None else exactly(wanted),
+        same_symmetry=wanted is not None
+        or conditions.space_groups is not None
+        or conditions.crystal_systems is not None,
     )
     if conditions.formula is None:
         return rules
@@ -164,7 +169,13 @@ def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:
             "--max-atoms"
         )
     required = of_formula.to(model.elements.device)
-    return Rules(required, required, sizes & rules.num_atoms, formula)
+    return replace(
+        rules,
+        elements=required,
+        required=required,
+        num_atoms=sizes & rules.num_atoms,
+        formula=formula,
+    )
 
 
 def _formula(text: str) -> dict[int, int]:
@@ -284,6 +295,16 @@ def _targets(card: Card, conditions: Conditions) -> Tensor:
         if not np.isfinite(value):
             raise SymmBFNError(f"property {name} is {value}: give a finite number")
     return torch.tensor([conditions.properties.get(name, torch.nan) for name in card.properties])
+
+
+def _check_reach(targets: Tensor, model: SymmBFN, card: Card, conditions: Conditions) -> None:
+    for index, name in enumerate(card.properties):
+        if abs(float(targets[index])) > REACH:
+            raise SymmBFNError(
+                f"property {name} is {conditions.properties[name]:g}, far from the training data "
+                f"of checkpoint {card.name} ({float(model.property_mean[index]):.2f} ± "
+                f"{float(model.property_std[index]):.2f}): give a nearer value"
+            )
 
 
 def _guidance(card: Card, conditions: Conditions) -> Tensor | None:

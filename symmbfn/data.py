@@ -4,6 +4,7 @@ Only `preprocess` needs pymatgen; reading the file and making batches need torch
 safetensors alone, so that training runs where nothing else is installed.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -161,6 +162,13 @@ class CrystalData:
             batches += list(chunk.split(batch_size))
         for index in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[index]
+
+    def digest(self) -> str:
+        """Hash of the crystals, to tell one data set from another."""
+        hasher = hashlib.sha256()
+        for tensor in (self.group, self.orbits, self.species, self.lattice, self.coordinates):
+            hasher.update(tensor.contiguous().numpy().tobytes())
+        return hasher.hexdigest()
 
     def kinds(self) -> Tensor:
         """(n,) number of distinct elements."""

@@ -25,12 +25,15 @@ class Rules:
         required: (100,) those that must.
         num_atoms: Those that the primitive cell may have, see `occupation`.
         formula: Atoms of each element (0 = H) in one formula unit, where it is given.
+        same_symmetry: Whether the finished crystal must have the space group that was drawn; a
+            higher one could have a smaller primitive cell.
     """
 
     elements: Tensor
     required: Tensor
     num_atoms: int
     formula: dict[int, int] | None = None
+    same_symmetry: bool = False
 
 
 @torch.no_grad()
@@ -97,7 +100,7 @@ def draw_geometry(
     *,
     guidance: Tensor | None = None,
 ) -> Geometry:
-    """Draw coordinates and lattice of B crystals (Graves et al., algorithms 3 and 9).
+    """Draw coordinates and lattice of B crystals (Graves et al., algorithm 3).
 
     Args:
         model: The generator.

@@ -71,11 +71,13 @@ class ModelConfig:
 
 @dataclass
 class Geometry:
-    """Continuous variables of B crystals, or beliefs or estimates of them.
+    """Continuous variables of B crystals.
 
     Attributes:
-        coordinates: (B, N, 3), 2 x - 1 of fractions x.
-        lattice: (B, 6) k-parameters in units of the data; 0 where the family fixes them.
+        coordinates: (B, N, 3): of beliefs and estimates 2 x - 1 of fractions x, of finished
+            crystals the fractions.
+        lattice: (B, 6) k-parameters: of beliefs and estimates in units of the data, 0 where the
+            family fixes them; of finished crystals as they are.
     """
 
     coordinates: Tensor
@@ -146,7 +148,7 @@ class SymmBFN(nn.Module):
             column = data.properties[:, data.names.index(name)]
             known = column[~column.isnan()]
             model.property_mean[index] = known.mean()
-            model.property_std[index] = known.std().clamp_min(1e-6)
+            model.property_std[index] = known.std(correction=0).clamp_min(1e-6)
             model.template_properties[:, index] = column
         model.elements.copy_(torch.zeros(NUM_ELEMENTS, dtype=torch.bool))
         model.elements[data.species[data.mask()].long().unique()] = True

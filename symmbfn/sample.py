@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pymatgen.core.periodic_table import Element
 from torch import Tensor
 
 from symmbfn.checkpoint import DEFAULT_CHECKPOINT, load_card, load_model
 from symmbfn.conditions import Conditions, Templates
-from symmbfn.crystal import Crystal
+from symmbfn.crystal import Crystal, space_group_of
 from symmbfn.draw import Rules, draw_geometry, draw_sites
+from symmbfn.elements import NUM_ELEMENTS
 from symmbfn.errors import SymmBFNError
 from symmbfn.layers import MAX_KINDS, Template
 from symmbfn.model import Geometry, SymmBFN
@@ -41,6 +43,7 @@ class Tally:
     drawn: int = 0
     accepted: int = 0
     impossible_sites: int = 0
+    other_symmetry: int = 0
     overlapping: int = 0
 
 
@@ -88,7 +91,7 @@ def sample(
     rows = templates.choose(n)
     for turn in range(1, MAX_TURNS + 1):
         for chunk, template, sites in _sites(
-            model, templates, rows[pending], batch_size or DEFAULT_BATCH_SIZE, generator
+            model, templates, rows[pending], batch_size or DEFAULT_BATCH_SIZE, generator, tally
         ):
             geometry = draw_geometry(
                 model,
@@ -123,11 +126,12 @@ def _sites(
     rows: IntArray,
     batch_size: int,
     generator: torch.Generator,
+    tally: Tally,
 ) -> Iterator[tuple[IntArray, Template, Sites]]:
     """Batches of sites for templates: which of the rows, what was given, what was drawn.
 
     Under a formula the templates are not these rows: many are tried and filled, and of all that
-    came out, as many as there are rows are taken with their weights.
+    came out, as many as there are rows are taken by their weights.
     """
     formula = templates.rules.formula is not None
     tried = templates.choose(max(FORMULA_TRIES, 4 * len(rows))) if formula else rows
@@ -149,14 +153,16 @@ def _sites(
     if not formula:
         return
     log_weights = torch.cat(weights)
-    if log_weights.isneginf().all():
-        raise SymmBFNError(
-            f"the formula fits none of {len(tried)} arrangements of orbits that were tried: "
-            "allow more atoms or other space groups"
-        )
-    chosen = torch.multinomial(
-        log_weights.softmax(0), len(rows), replacement=True, generator=generator
-    )
+    fitting = log_weights.isfinite()
+    tally.drawn += int((~fitting).sum())
+    tally.impossible_sites += int((~fitting).sum())
+    if not fitting.any():
+        return
+    # with the weights, but none twice while there are others (Gumbel top-k)
+    uniform = torch.rand(len(log_weights), generator=generator, device=log_weights.device)
+    order = (log_weights - (-uniform.log()).log()).argsort(descending=True)
+    order = order[: int(fitting.sum())]
+    chosen = order.repeat(-(-len(rows) // len(order)))[: len(rows)]
     start, slots = 0, np.arange(len(rows))
     for template, sites in pool:
         mine = (chosen >= start) & (chosen < start + len(template.group))
@@ -189,6 +195,9 @@ def _finish(
         elif not crystal.shortest_distance() >= MIN_DISTANCE:
             tally.overlapping += 1
             yield None
+        elif rules.same_symmetry and space_group_of(crystal) != crystal.space_group:
+            tally.other_symmetry += 1
+            yield None
         else:
             tally.accepted += 1
             yield crystal
@@ -197,8 +206,18 @@ def _finish(
 def _keeps_rules(crystal: Crystal, kinds: int, rules: Rules) -> bool:
     """Whether the sites are as asked; the site sampler cannot always avoid a dead end."""
     fixed = [n for n in crystal.letters.tolist() if n in fixed_positions(crystal.space_group)]
+    present = np.zeros(NUM_ELEMENTS, dtype=bool)
+    present[crystal.species - 1] = True
+    if rules.formula is not None:
+        units, rest = divmod(crystal.num_atoms, sum(rules.formula.values()))
+        amounts = crystal.composition.get_el_amt_dict()
+        wanted = {Element.from_Z(z + 1).symbol: units * n for z, n in rules.formula.items()}
+        if rest or amounts != wanted:
+            return False
     return (
-        min(len(set(crystal.species)), MAX_KINDS) == kinds
+        not (present & ~rules.elements.cpu().numpy()).any()
+        and bool(present[rules.required.cpu().numpy()].all())
+        and min(len(set(crystal.species)), MAX_KINDS) == kinds
         and len(set(fixed)) == len(fixed)
         and bool(exactly(crystal.num_atoms) & rules.num_atoms)
     )

@@ -40,7 +40,9 @@ class TrainConfig:
         max_steps: Stop after so many steps, if that is sooner.
         batch_size: Crystals in a step.
         learning_rate: Peak, reached after `warmup` steps; cosine to 0 at the end of the budget.
+        warmup: Steps of rising learning rate.
         weight_decay: AdamW's, on matrices.
+        clip: Largest norm of the gradient.
         ema: Decay of the averaged weights that become the checkpoint.
         seed: Of everything.
         report_every: Seconds between rows of `metrics.csv`.
@@ -110,6 +112,7 @@ class Run:
             fused=True,
         )
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.batches = f"{data.digest()} seed {config.seed} batch {config.batch_size}"
         self.step = 0
         self.seconds = 0.0
 
@@ -183,6 +186,7 @@ class Run:
             "step": str(self.step),
             "seconds": str(self.seconds),
             "model": json.dumps(self.config.model.to_dict()),
+            "batches": self.batches,
         }
         save_file({n: v.cpu().contiguous() for n, v in tensors.items()}, str(temporary), metadata)
         os.replace(temporary, path)
@@ -209,9 +213,17 @@ class Run:
                     f"{path} belongs to a model of another configuration: give another --out, "
                     "or delete it to start again"
                 )
+            if metadata.get("batches", self.batches) != self.batches:
+                raise SymmBFNError(
+                    f"{path} belongs to a run on other data, or of another seed or batch size: "
+                    "give another --out, or delete it to start again"
+                )
+            stored = set(file.keys())
             for name, parameter in self.model.named_parameters():
                 parameter.data.copy_(file.get_tensor(f"model.{name}"))
                 self.average[name].copy_(file.get_tensor(f"average.{name}"))
+                if f"step.{name}" not in stored:  # never used, so never updated
+                    continue
                 self.optimizer.state[parameter] = {
                     key: file.get_tensor(f"{key}.{name}")
                     for key in ("step", "exp_avg", "exp_avg_sq")
@@ -395,7 +407,7 @@ def main() -> None:
             device=arguments.device,
             model=model_config(data),
         )
-        train(config, data, validation, print_report)
+        train(config, data, validation, print_report, {"data": arguments.data.name})
     except SymmBFNError as error:
         parser.exit(2, f"error: {error}\n")
 

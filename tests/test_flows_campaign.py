@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +30,9 @@ from flows import progress
 from flows.assess import assess
 from flows.campaign import discover
 from flows.cli import run
+from flows.commands.discover import _show
 from flows.errors import ConfigError
-from flows.inputs import check_stability, load_reference
+from flows.inputs import check, check_stability, load_reference
 from flows.leases import free_dead, worker_name
 from flows.outcome import outcome
 from flows.rows import verdict_basis
@@ -44,7 +46,7 @@ from flows.stage_generate import (
     store,
     unfinished_seeds,
 )
-from flows.stage_relax import relax_pending
+from flows.stage_relax import Best, relax_pending
 from flows.stage_screen import screen_pending
 from relax import matching
 from relax.hull import Hull
@@ -327,6 +329,32 @@ def test_others_may_write_while_crystals_are_compared(
         assert store(session, batch_row(session, campaign, 1), drawn, compared) == [1]
 
 
+def test_a_crystal_that_cannot_be_examined_is_stored_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(structure: Structure) -> str:
+        raise ValueError("no\nsymmetry")
+
+    monkeypatch.setattr(matching, "fingerprint", broken)
+    found = examine(rocksalt("Na", "Cl", 5.6), 225)
+    assert found.flaw == "cannot be examined: ValueError: no symmetry"
+    assert (found.fingerprint, found.space_group) == ("", None)
+
+
+def test_the_progress_bar_never_stops_a_relaxation(monkeypatch: pytest.MonkeyPatch) -> None:
+    info, salt = find("chgnet"), rocksalt("Na", "Cl", 5.6)
+    done = replace(never_started(info, Status.CONVERGED, ""), structure=salt, energy_per_atom=-3.0)
+    best = Best(Hull.load("chgnet"), info)
+    text = best.after(done)
+    assert text.startswith("best NaCl +")
+
+    def broken(*arguments: object) -> Any:
+        raise ValueError("flat simplex")
+
+    monkeypatch.setattr(Hull, "energy_above_hull", broken)
+    assert best.after(done) == text
+
+
 @pytest.mark.parametrize("at_fault", ["hull", "matcher"])
 def test_a_crystal_that_cannot_be_judged_does_not_stop_the_others(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_fault: str
@@ -447,6 +475,33 @@ def test_leases_of_the_living_stay(checkpoint: Path, tmp_path: Path) -> None:
             return free_dead(session)
 
     assert [freed(name) for name in (worker_name(), gone, before_the_reboot)] == [0, 1, 1]
+
+
+def test_elements_that_the_potential_does_not_know_are_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = replace(find("chgnet"), elements=("Mg", "O"))
+    monkeypatch.setattr("flows.inputs.potential_info", lambda name: only)
+    for condition in ({"elements": ["Ca", "O"]}, {"require": ["Ca"]}, {"formula": "CaO"}):
+        config = tiny_config(checkpoint, url(tmp_path), conditions=condition)
+        with pytest.raises(ConfigError, match="'chgnet' knows no element Ca; drop it"):
+            check(config)
+
+
+def test_what_a_campaign_shows_names_its_basis_and_explains_the_funnel(
+    undisturbed: Database, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = outcome(undisturbed, 1)
+    found.counts["metastable"] = 1
+    _show(found, tiny_config(checkpoint, undisturbed.url))
+    out = capsys.readouterr().out
+    assert "Judged by potential chgnet against hull chgnet." in out
+    for word in ("distinct: ", "known_before: ", "near_hull: ", "sun: ", "msun: "):
+        assert word in out
+    condition = f'is_metastable = TRUE AND campaign = "{found.campaign}"'
+    assert f"symmbfn export '{condition}' --to metastable" in out
+    with undisturbed.session(write=False) as session:
+        queries.candidates(session, filter=condition)  # a filter that is understood
 
 
 def test_the_command_runs_a_campaign_and_shows_it(

@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from flows.cli import app, run
+from flows.commands.common import cell
 from flows.commands.query import ExportFormat, file_name, guarded
-from tests.flows_support import crystals, tiny_checkpoint
+from symmbfn import sample
+from symmbfn.files import read_structures, write_structures
+from tests.flows_support import crystals, rocksalt, tiny_checkpoint
 
 COMMANDS = [
     ["discover"],
@@ -131,7 +135,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["train", "nothing.safetensors", "--out", "x"], "nothing.safetensors"),
         (["data", "import", "nothing.csv", "--out", "x.safetensors"], "nothing.csv"),
         (["data", "info", "nothing.safetensors"], "nothing.safetensors"),
-        (["evaluate", "nothing.cif"], "nothing.cif"),
+        (["evaluate", "nothing.cif"], "no such file or checkpoint 'nothing.cif'; give"),
+        (["evaluate", "mp20", "--hull", "mine"], "--hull mine needs --potential"),
+        (["evaluate", "mp20", "--max-relax-steps", "9"], "--max-relax-steps 9 needs --potential"),
         (["hull", "info", "nothing.csv"], "nothing.csv"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -189,6 +195,31 @@ def test_a_file_without_a_readable_structure(
     refused(["screen", "bad.cif"], place, capsys, "bad.cif")
 
 
+def test_options_for_generators_are_refused_beside_a_file(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_structures("salt.cif", [rocksalt("Na", "Cl", 5.6)])
+    for option in ("-n", "--seed", "--steps"):
+        says = f"{option} 5 is for generators, and salt.cif is a file"
+        refused(["evaluate", "salt.cif", option, "5"], place, capsys, says)
+
+
+def test_no_file_is_written_where_nothing_can_be_relaxed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_structures("noble.jsonl", [rocksalt("Rn", "Po", 6)], [{"name": "strange"}])
+    arguments = ["relax", "noble.jsonl", "--out", "x.cif", "--workers", "1"]
+    refused(arguments, place, capsys, "noble.jsonl: none of its 1", "strange: ")
+
+
+def test_a_hull_cannot_be_imported_under_a_shipped_name(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "chgnet.csv").write_text("formula,energy_per_atom\nLi,-1.9\n")
+    arguments = ["hull", "import", "chgnet.csv", "--energy-scheme", "mp2020"]
+    refused(arguments, place, capsys, "'chgnet' is that of a shipped hull; give another")
+
+
 def test_an_output_file_is_never_overwritten_silently(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,8 +230,6 @@ def test_an_output_file_is_never_overwritten_silently(
 def test_generate_writes_what_was_asked_for(
     checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from symmbfn.files import read_structures
-
     options = ["--checkpoint", str(checkpoint), "--steps", "3", "--elements", "Ca,Mg,O"]
     assert run(["generate", "-n", "3", "--out", "a.extxyz", *options]) == 0
     assert run(["generate", "-n", "3", "--out", "b.extxyz", *options]) == 0
@@ -213,15 +242,36 @@ def test_generate_writes_what_was_asked_for(
         assert set(entry.structure.symbol_set) <= {"Ca", "Mg", "O"}
 
 
-def test_data_are_imported_and_described(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from symmbfn.files import write_structures
+def test_generate_says_when_fewer_come_back(
+    checkpoint: Path,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    really = sample.sample
 
+    def fewer(checkpoint: str, n: int, **more: Any) -> Any:
+        return really(checkpoint, n - 1, **more)
+
+    monkeypatch.setattr(sample, "sample", fewer)
+    options = ["--checkpoint", str(checkpoint), "--steps", "3"]
+    assert run(["generate", "-n", "3", "--out", "a.extxyz", *options]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("wrote 2 of 3 crystals to a.extxyz; ")
+    assert out.endswith("; loosen the conditions\n")
+
+
+def test_data_are_imported_and_described(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     structures = crystals()
     write_structures("mine.jsonl", structures, [{"band_gap": 1.0}] * len(structures))
     assert run(["data", "import", "mine.jsonl", "--out", "mine.safetensors"]) == 0
     assert "wrote 6 crystals with band_gap" in capsys.readouterr().out
     assert run(["data", "info", "mine.safetensors", "--json"]) == 0
     assert '"crystals": 6' in capsys.readouterr().out
+
+
+def test_zero_has_no_sign() -> None:
+    assert [cell(value) for value in (-0.0004, 0.0004, -0.0006)] == ["0.000", "0.000", "-0.001"]
 
 
 def test_names_and_cells_cannot_harm() -> None:

@@ -33,6 +33,7 @@ def test_the_example_file_is_valid_and_options_win_over_it() -> None:
         ("[conditions]\nspace_groups = [231]", "no space group 231"),
         ("[conditions]\nproperties = {band_gap = nan}", "conditions.properties.band_gap"),
         ("[thresholds]\nstable = 1.0", "thresholds must rise"),
+        ("key = 'a b'", "key: "),
         ("n == 3", "not a TOML file"),
     ],
 )
@@ -78,6 +79,12 @@ def test_a_missing_seed_follows_from_the_run() -> None:
     assert config.with_run_seed("a") == config.with_run_seed("a")
     assert config.with_run_seed("a").seed != config.with_run_seed("b").seed
     assert CampaignConfig(seed=5).with_run_seed("a").seed == 5
+
+
+def test_a_key_needs_a_seed_or_it_could_be_run_only_once() -> None:
+    with pytest.raises(ConfigError, match=r"^here: key 'mine' without a seed: .*give a seed$"):
+        CampaignConfig.build({"key": "mine", "seed": None}, where="here")
+    assert CampaignConfig.build({"key": "mine", "seed": 3}, where="here").key == "mine"
 
 
 def test_a_property_is_a_name_and_a_finite_number() -> None:

@@ -111,6 +111,17 @@ def test_a_crystal_that_breaks_the_matcher_stands_for_itself(monkeypatch):
 
     monkeypatch.setattr(matching._matcher(), "fit", fit)
     assert unique([rutile, strange, anatase()]).tolist() == [0, 1, 0]
+    salt = make("monoclinic C2/m")
+    assert Reference.from_structures([rutile]).novel([strange, salt]).tolist() == [False, True]
+
+
+def test_a_crystal_that_breaks_the_invariants_is_not_novel_and_stops_no_other(monkeypatch):
+    def of(structure):
+        raise ValueError("no Niggli cell")
+
+    monkeypatch.setattr(Invariants, "of", of)
+    unheard_of = Structure(Lattice.cubic(4), ["Og", "Ts"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    assert Reference.load("mp").novel([anatase(), unheard_of]).tolist() == [False, True]
 
 
 def test_references_differ_by_content_and_unknown_names_are_told():

@@ -98,8 +98,10 @@ def test_energies_do_not_depend_on_batch_cell_order_or_origin(chgnet):
 def test_a_structure_without_an_energy_costs_only_itself(chgnet):
     lonely = Structure(Lattice.cubic(9), ["Na"], [[0, 0, 0]])
     broken = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [np.nan, 0, 0]])
-    energies = chgnet.energies_per_atom([lonely, rocksalt(), broken])
-    assert np.isnan(energies).tolist() == [True, False, True]
+    strange = rocksalt()
+    strange.replace_species({"Na": "Fm"})  # no element of CHGNet's
+    energies = chgnet.energies_per_atom([lonely, rocksalt(), broken, strange])
+    assert np.isnan(energies).tolist() == [True, False, True, True]
 
 
 @pytest.mark.parametrize("hand", [1, -1])

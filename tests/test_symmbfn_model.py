@@ -245,6 +245,17 @@ def test_training_lowers_the_loss_and_resumes(data: CrystalData, tmp_path: Path)
     other = replace(SMALL, sigma1_lattice=0.1)
     with pytest.raises(SymmBFNError, match="another configuration"):
         train(replace(config, model=model_config(data, other)), data)
+    with pytest.raises(SymmBFNError, match="on other data"):
+        train(config, preprocess([make(NAMES[0])], {"band_gap": [1.0]})[0])
+
+
+def test_training_without_properties_resumes(tmp_path: Path) -> None:
+    plain, _ = preprocess([make(name) for name in NAMES[:4]], {})
+    config = TrainConfig(out=tmp_path, max_steps=2, model=model_config(plain, SMALL))
+    train(config, plain)
+    train(replace(config, max_steps=4), plain)
+    assert load_card(tmp_path).training["steps"] == 4
+    assert len(sample(tmp_path, 2, seed=0, steps=2)) == 2
 
 
 def test_a_damaged_resume_file_or_folder_is_refused(data: CrystalData, tmp_path: Path) -> None:
@@ -271,7 +282,8 @@ def test_samples_keep_the_rules_and_repeat(checkpoint: Path) -> None:
     other = sample(checkpoint, 12, seed=6, steps=4)
     assert [c.formula for c in crystals] == [c.formula for c in again]
     assert [c.formula for c in crystals] != [c.formula for c in other]
-    assert tally.drawn == tally.accepted + tally.impossible_sites + tally.overlapping
+    refused = tally.impossible_sites + tally.overlapping + tally.other_symmetry
+    assert tally.drawn == tally.accepted + refused
     assert tally.accepted == 12
     for crystal, structure in zip(crystals, to_structures(crystals), strict=True):
         group = space_group(crystal.space_group)
@@ -301,6 +313,8 @@ def test_a_formula_is_kept_and_an_impossible_one_refused(checkpoint: Path) -> No
         conditions = Conditions(formula=formula, num_atoms=atoms)
         crystals = sample(checkpoint, 3, seed=0, steps=3, conditions=conditions)
         assert len(crystals) == 3
+        sites = {(c.space_group, *c.letters, *c.species) for c in crystals}
+        assert len(sites) > 1, "one arrangement, however likely, is not all there is"
         for crystal in crystals:
             assert crystal.formula == formula
             assert crystal.num_atoms == atoms or (atoms is None and crystal.num_atoms <= 20)
@@ -339,6 +353,7 @@ def test_required_elements_systems_and_numbers_of_atoms_hold(checkpoint: Path) -
     [
         (Conditions(properties={"hardness": 1.0}), "knows band_gap"),
         (Conditions(properties={"band_gap": np.inf}), "finite"),
+        (Conditions(properties={"band_gap": 1e30}), "far from the training data"),
         (Conditions(elements=("Xx",)), "unknown element 'Xx'"),
         (Conditions(elements=("Pu",)), "Pu does not occur in the training data"),
         (Conditions(elements=("Na",), exclude=("Na",)), "no element is left"),

@@ -280,5 +280,5 @@ def cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:z.3f}"  # z: no -0.000
     return "".join(character if character.isprintable() else "?" for character in str(value))

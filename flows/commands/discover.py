@@ -109,7 +109,7 @@ def discover(
     if as_json:
         common.print_json(found.as_dict())
     else:
-        _show(found, settings.database)
+        _show(found, settings)
 
 
 def _run(settings: CampaignConfig) -> int:
@@ -131,22 +131,32 @@ def _run(settings: CampaignConfig) -> int:
                 return flow(settings)
 
 
-def _show(found: Outcome, url: str | None) -> None:
+def _show(found: Outcome, settings: CampaignConfig) -> None:
     """Print the best candidates, the funnel and where to go from here."""
+    from db.queries import HULL_BAND
+
     if found.best:
         common.print_table(
             list(COLUMNS.values()),
             [[row[name] for name in COLUMNS] for row in found.best],
             title=f"Best candidates of {found.campaign} (energies in eV/atom)",
         )
+    print(f"Judged by potential {settings.potential} against hull {settings.hulls[0]}.")
     print("  ".join(f"{name} {count}" for name, count in found.counts.items()))
+    print("distinct: each crystal once; known_before: those that an earlier campaign drew;")
+    print(
+        f"near_hull: within {HULL_BAND} eV/atom of the hull; sun: stable, unique and novel; "
+        "msun: metastable, unique and novel."
+    )
     refused = {name: n for name, n in found.tally.items() if n and name not in NOT_REFUSED}
     if refused:
         told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in refused.items())
         print(f"Drawn again: {told} of {found.tally['drawn']} draws.")
     print(f"Stored in {found.database} as campaign {found.campaign}. More:")
-    option = f" --db '{found.database}'" if url is not None else ""
+    option = f" --db '{found.database}'" if settings.database is not None else ""
     print(f"  symmbfn candidates --campaign {found.campaign} --limit 20{option}")
     if found.best:
         print(f"  symmbfn show {found.best[0]['material_id']}{option}")
-        print(f"  symmbfn export 'energy_above_hull < 0.1' --to metastable --format cif{option}")
+    if found.counts["metastable"]:
+        wanted = f"'is_metastable = TRUE AND campaign = \"{found.campaign}\"'"
+        print(f"  symmbfn export {wanted} --to metastable --format cif{option}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands import common
+from flows.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.evaluation import Named
@@ -79,7 +81,10 @@ def evaluate(
     what: Annotated[
         str, typer.Argument(metavar="FILE|CHECKPOINT", help="Crystals, or a generator to ask.")
     ],
-    n: Annotated[int, typer.Option("-n", min=1, help="Crystals to ask a generator for.")] = 1000,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", min=1, help="Crystals to ask a generator for. (default 1000)"),
+    ] = None,
     seed: common.SeedOption = None,
     steps: common.StepsOption = None,
     reference: Annotated[
@@ -89,7 +94,9 @@ def evaluate(
     potential: Annotated[
         str | None, typer.Option(help="Relax with it and count stable crystals too.")
     ] = None,
-    hull: Annotated[str, typer.Option(help="A hull's name or file.")] = "chgnet",
+    hull: Annotated[
+        str | None, typer.Option(help="A hull's name or file. (default chgnet)")
+    ] = None,
     max_relax_steps: Annotated[
         int | None, typer.Option(help="Relaxation steps before giving up. (default 500)")
     ] = None,
@@ -107,22 +114,30 @@ def evaluate(
     """
     if report is not None:
         common.check_output(report, force=force, endings=(".html",), option="--report")
+    if potential is None:
+        unused = {"--hull": hull, "--max-relax-steps": max_relax_steps}
+        _refuse(unused, "needs --potential; add it, or drop the option")
+    drawn = _is_generator(Path(what))
+    if not drawn:
+        asked = {"-n": n, "--seed": seed, "--steps": steps}
+        _refuse(asked, f"is for generators, and {what} is a file or folder of crystals; drop it")
     config = common.campaign_config(
         None,
         {
-            "n": n,
+            "n": n or 1000,
             "seed": seed,
             "steps": steps,
             "checkpoint": what,
             "potential": potential,
-            "hulls": [hull],
+            "hulls": None if hull is None else [hull],
             "relaxation": {"max_steps": max_relax_steps},
             "workers": workers,
         },
     )
-    metrics = _evaluate(config, Path(what), reference, report, stability=potential is not None)
+    stability = potential is not None
+    metrics = _evaluate(config, Path(what), reference, report, drawn=drawn, stability=stability)
     found: dict[str, object] = {**metrics.to_dict()}
-    if potential is None:
+    if not stability:
         for name in ("stable", "metastable", "sun", "msun"):
             del found[name]
     if report is not None:
@@ -133,12 +148,35 @@ def evaluate(
         common.print_facts(found)
 
 
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Refuse the first option that was given: it would be ignored."""
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option} {value} {why}")
+
+
+def _is_generator(what: Path) -> bool:
+    """Tell a checkpoint, by its folder or shipped name, from a file or folder of crystals."""
+    if what.exists():
+        return (what / "config.json").is_file()
+    from symmbfn.checkpoint import SHIPPED
+
+    shipped = sorted(config.parent.name for config in SHIPPED.glob("*/config.json"))
+    if str(what) not in shipped:
+        raise ConfigError(
+            f"no such file or checkpoint {str(what)!r}; give a file of crystals, a folder that "
+            f"'symmbfn train' wrote, or a shipped checkpoint ({', '.join(shipped) or 'none'})"
+        )
+    return True
+
+
 def _evaluate(
     config: CampaignConfig,
     what: Path,
     reference: Path | None,
     report: Path | None,
     *,
+    drawn: bool,
     stability: bool,
 ) -> Metrics:
     from flows import inputs
@@ -149,7 +187,6 @@ def _evaluate(
         if stability:
             inputs.check_stability(config)
         known = None if reference is None else common.readable(reference).structures
-        drawn = (what / "config.json").is_file() or not what.exists()
         crystals = _draw(config, progress) if drawn else _read(what)
         judged = judge(config, crystals, known, stability=stability)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands import common
+from flows.errors import ConfigError
 
 app = typer.Typer()
 
@@ -78,7 +79,9 @@ def generate(
         facts = {"generated": len(structures), "draws": asdict(tally), "file": str(out)}
         common.print_json(facts)
     else:
-        print(f"wrote {len(structures)} crystals to {out}; draws: {tally.drawn}")
+        short = len(structures) < n
+        told, remedy = (f" of {n}", "; loosen the conditions") if short else ("", "")
+        print(f"wrote {len(structures)}{told} crystals to {out}; draws: {tally.drawn}{remedy}")
 
 
 @app.command(epilog="Example: symmbfn relax crystals.extxyz --out relaxed.extxyz")
@@ -127,6 +130,11 @@ def relax(
             for index, row in enumerate(rows)
             if results[index].structure is not None
         ]
+        if not kept:
+            raise ConfigError(
+                f"{file}: none of its {len(rows)} readable structures can be relaxed; "
+                f"{rows[0]['name']}: {rows[0]['reason']}"
+            )
         write_structures(out, [one for one, _ in kept], [row for _, row in kept])
     if as_json:
         unreadable = [
