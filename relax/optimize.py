@@ -39,8 +39,8 @@ class RelaxConfig:
     Attributes:
         fmax: Largest force left on an atom, eV/Å; the rows of the virial per atom (eV), which is
             stress times volume over atoms, must be below it, too.
-        max_steps: Steps before it is given up. Of 500 generated crystals all converged within it, half
-            within 8 (benchmarks/sun.py).
+        max_steps: Steps before it is given up. Of 500 generated crystals all converged, half of
+            them within 8 steps (benchmarks/sun.py).
         workers: Processes, each with one thread; None is one per core (never more than
             structures), 0 relaxes in the calling process.
         timeout: Seconds for one structure, None for no limit; needs workers.
