@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,10 @@ def relax_one(structure: Structure, potential: Potential, config: RelaxConfig) -
     run = _Run(atoms, config)
     status, reason = Status.CONVERGED, ""
     try:
-        run.go()
+        with warnings.catch_warnings():
+            # of a cell that has turned far; how the structure ends is told by its status
+            warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)
+            run.go()
     except _Ended as end:
         status, reason = end.status, end.reason
     except Exception as error:  # a model's own trouble is this structure's outcome
