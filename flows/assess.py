@@ -18,17 +18,10 @@ if TYPE_CHECKING:
     from relax.potentials import PotentialInfo
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The verdict on one crystal; energies in eV/atom, NaN where not assessable."""
+class Tiered:
+    """What has a verdict, see `tier`; empty where there is none."""
 
-    energy_above_hull: float
-    formation_energy_per_atom: float
     verdict: str
-    is_unique: bool
-    is_novel: bool
-    reason: str | None = None
-    """Why it could not be judged, where that is not for want of known phases."""
 
     @property
     def is_stable(self) -> bool:
@@ -39,6 +32,19 @@ class Verdict:
     def is_metastable(self) -> bool:
         """Stable, or at or below the metastable threshold."""
         return self.verdict in ("stable", "metastable")
+
+
+@dataclass(frozen=True)
+class Verdict(Tiered):
+    """The verdict on one crystal; energies in eV/atom, NaN where not assessable."""
+
+    energy_above_hull: float
+    formation_energy_per_atom: float
+    verdict: str
+    is_unique: bool
+    is_novel: bool
+    reason: str | None = None
+    """Why it could not be judged, where that is not for want of known phases."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""

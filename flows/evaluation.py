@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flows import inputs, progress
-from flows.assess import assess
+from flows.assess import Tiered, assess
 from flows.rows import relax_config
 from flows.settings import CampaignConfig
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class JudgedCrystal:
+class JudgedCrystal(Tiered):
     """One crystal and all that was found out about it.
 
     Attributes:
@@ -46,16 +46,6 @@ class JudgedCrystal:
     relaxed: Structure | None = None
     energy_above_hull: float = math.nan
     verdict: str = ""
-
-    @property
-    def is_stable(self) -> bool:
-        """Relaxed, and at or below the stable threshold."""
-        return self.verdict == "stable"
-
-    @property
-    def is_metastable(self) -> bool:
-        """Relaxed, and at or below the metastable threshold."""
-        return self.verdict in ("stable", "metastable")
 
     @property
     def best_structure(self) -> Structure | None:

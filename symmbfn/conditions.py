@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from pymatgen.core.periodic_table import Element
+from pymatgen.core import Composition, Element
 from torch import Tensor
 
 from symmbfn.checkpoint import Card
@@ -180,8 +180,6 @@ def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:
 
 def _formula(text: str) -> dict[int, int]:
     """Atoms of each element (0 = H) in the smallest formula unit."""
-    from pymatgen.core import Composition
-
     try:
         composition, _ = Composition(text).get_integer_formula_and_factor()
         counts = Composition(composition).get_el_amt_dict()

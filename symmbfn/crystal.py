@@ -206,16 +206,6 @@ class Crystal:
         return to_structures([self])[0]
 
 
-def space_group_of(crystal: Crystal, symprec: float = 0.1) -> int | None:
-    """Space group of the finished crystal, found again at `symprec` (Å); None if none is."""
-    lattice, frac_coords, species = crystal.primitive_cell()
-    cell = moyopy.Cell(lattice.tolist(), frac_coords.tolist(), species.tolist())
-    try:
-        return int(symmetry_dataset(cell, symprec).number)
-    except ValueError:
-        return None
-
-
 def to_structures(crystals: Iterable[Crystal]) -> list[Structure]:
     """Primitive cells of many crystals; sites are grouped by orbit."""
     structures = []

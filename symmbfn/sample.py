@@ -8,7 +8,7 @@ breaks a rule is drawn again: the same space group and numbers at first, then ot
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ import torch
 from pymatgen.core.periodic_table import Element
 from torch import Tensor
 
+from symmbfn import metrics
 from symmbfn.checkpoint import DEFAULT_CHECKPOINT, load_card, load_model
 from symmbfn.conditions import Conditions, Templates
-from symmbfn.crystal import Crystal, space_group_of
+from symmbfn.crystal import Crystal
 from symmbfn.draw import Rules, draw_geometry, draw_sites
 from symmbfn.elements import NUM_ELEMENTS
 from symmbfn.errors import SymmBFNError
@@ -30,7 +31,6 @@ from symmbfn.wyckoff import IntArray, space_group
 
 DEFAULT_STEPS = 20
 DEFAULT_BATCH_SIZE = 256
-MIN_DISTANCE = 0.5  # Å
 MAX_TURNS = 20  # draws for each crystal asked for, before giving up
 TURNS_PER_TEMPLATE = 4
 FORMULA_TRIES = 512  # templates to fill with a given formula
@@ -90,9 +90,13 @@ def sample(
     pending = np.arange(n)
     rows = templates.choose(n)
     for turn in range(1, MAX_TURNS + 1):
-        for chunk, template, sites in _sites(
-            model, templates, rows[pending], batch_size or DEFAULT_BATCH_SIZE, generator, tally
-        ):
+        size = batch_size or DEFAULT_BATCH_SIZE
+        drawn = (
+            _sites(model, templates, rows[pending], size, generator)
+            if templates.rules.formula is None
+            else _sites_of_formula(model, templates, len(pending), size, generator, tally)
+        )
+        for chunk, template, sites, _ in drawn:
             geometry = draw_geometry(
                 model,
                 sites,
@@ -126,33 +130,30 @@ def _sites(
     rows: IntArray,
     batch_size: int,
     generator: torch.Generator,
-    tally: Tally,
-) -> Iterator[tuple[IntArray, Template, Sites]]:
-    """Batches of sites for templates: which of the rows, what was given, what was drawn.
-
-    Under a formula the templates are not these rows: many are tried and filled, and of all that
-    came out, as many as there are rows are taken by their weights.
-    """
-    formula = templates.rules.formula is not None
-    tried = templates.choose(max(FORMULA_TRIES, 4 * len(rows))) if formula else rows
-    pool: list[tuple[Template, Sites]] = []
-    weights: list[Tensor] = []
-    for chunk, template in templates.batches(tried, batch_size):
-        sites, weight = draw_sites(
-            model,
-            template,
-            templates.rules,
-            generator,
-            guidance=templates.guidance,
+) -> Iterator[tuple[IntArray, Template, Sites, Tensor]]:
+    """Batches of sites: which of the rows, what was given, what was drawn, and log-weights."""
+    for chunk, template in templates.batches(rows, batch_size):
+        sites, weights = draw_sites(
+            model, template, templates.rules, generator, guidance=templates.guidance
         )
-        if formula:
-            pool.append((template, sites))
-            weights.append(weight)
-        else:
-            yield chunk, template, sites
-    if not formula:
-        return
-    log_weights = torch.cat(weights)
+        yield chunk, template, sites, weights
+
+
+def _sites_of_formula(
+    model: SymmBFN,
+    templates: Templates,
+    count: int,
+    batch_size: int,
+    generator: torch.Generator,
+    tally: Tally,
+) -> Iterator[tuple[IntArray, Template, Sites, Tensor]]:
+    """Batches of `count` sites that have the formula, as `_sites` gives them.
+
+    Many templates are filled, and of all that came out so many are taken by their weights.
+    """
+    tried = templates.choose(max(FORMULA_TRIES, 4 * count))
+    pool = list(_sites(model, templates, tried, batch_size, generator))
+    log_weights = torch.cat([weights for *_, weights in pool])
     fitting = log_weights.isfinite()
     tally.drawn += int((~fitting).sum())
     tally.impossible_sites += int((~fitting).sum())
@@ -162,20 +163,22 @@ def _sites(
     uniform = torch.rand(len(log_weights), generator=generator, device=log_weights.device)
     order = (log_weights - (-uniform.log()).log()).argsort(descending=True)
     order = order[: int(fitting.sum())]
-    chosen = order.repeat(-(-len(rows) // len(order)))[: len(rows)]
-    start, slots = 0, np.arange(len(rows))
-    for template, sites in pool:
-        mine = (chosen >= start) & (chosen < start + len(template.group))
+    chosen = order.repeat(-(-count // len(order)))[:count]
+    start, slots = 0, np.arange(count)
+    for _, template, sites, weights in pool:
+        mine = (chosen >= start) & (chosen < start + len(weights))
         if mine.any():
             index = chosen[mine] - start
-            yield slots[mine.cpu().numpy()], template.take(index), sites.take(index)
-        start += len(template.group)
+            taken = template.take(index), sites.take(index), weights[index]
+            yield slots[mine.cpu().numpy()], *taken
+        start += len(weights)
 
 
 def _finish(
     sites: Sites, geometry: Geometry, template: Template, rules: Rules, tally: Tally
 ) -> Iterator[Crystal | None]:
     """The crystals of a batch, None for one that breaks a rule."""
+    rules = replace(rules, elements=rules.elements.cpu(), required=rules.required.cpu())
     elements = sites.species.cpu().numpy() + 1
     letters = sites.letters.cpu().numpy()
     coordinates = geometry.coordinates.double().cpu().numpy()
@@ -192,10 +195,12 @@ def _finish(
         if not _keeps_rules(crystal, kinds[row], rules):
             tally.impossible_sites += 1
             yield None
-        elif not crystal.shortest_distance() >= MIN_DISTANCE:
+        elif not crystal.shortest_distance() >= metrics.MIN_DISTANCE:
             tally.overlapping += 1
             yield None
-        elif rules.same_symmetry and space_group_of(crystal) != crystal.space_group:
+        elif rules.same_symmetry and (
+            metrics.space_group(crystal.to_structure()) != crystal.space_group
+        ):
             tally.other_symmetry += 1
             yield None
         else:
@@ -215,8 +220,8 @@ def _keeps_rules(crystal: Crystal, kinds: int, rules: Rules) -> bool:
         if rest or amounts != wanted:
             return False
     return (
-        not (present & ~rules.elements.cpu().numpy()).any()
-        and bool(present[rules.required.cpu().numpy()].all())
+        not (present & ~rules.elements.numpy()).any()
+        and bool(present[rules.required.numpy()].all())
         and min(len(set(crystal.species)), MAX_KINDS) == kinds
         and len(set(fixed)) == len(fixed)
         and bool(exactly(crystal.num_atoms) & rules.num_atoms)
