@@ -8,7 +8,7 @@ lattice follow, given all sites, on their Gaussian flows; the network estimates 
 noise; coordinates stay on their Wyckoff positions.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from symmbfn.bayesian_flow import ErasureFlow, GaussianFlow, random_subset
 from symmbfn.data import Batch, CrystalData, count_kinds
 from symmbfn.elements import NUM_ELEMENTS
+from symmbfn.errors import SymmBFNError
 from symmbfn.geometry_network import GeometryInput, GeometryNetwork, pair_features
 from symmbfn.group_tables import Atoms, GroupTables, expand
 from symmbfn.layers import NetworkConfig, Template
@@ -153,6 +154,31 @@ class SymmBFN(nn.Module):
         model.elements.copy_(torch.zeros(NUM_ELEMENTS, dtype=torch.bool))
         model.elements[data.species[data.mask()].long().unique()] = True
         return model
+
+    @torch.no_grad()
+    def start_from(self, parent: "SymmBFN") -> None:
+        """Take over the weights and scales of another model; templates and elements stay.
+
+        The parent's properties must be the first of this model's; further ones start untrained.
+
+        Raises:
+            SymmBFNError: the models differ in more than further properties.
+        """
+        shared = parent.config.properties
+        sizes, others = (
+            [replace(network, dropout=0.0) for network in (config.sites, config.geometry)]
+            for config in (self.config, parent.config)
+        )
+        if sizes != others or self.config.properties[: len(shared)] != shared:
+            raise SymmBFNError(
+                "the model to start from has other sizes or properties "
+                f"({', '.join(shared) or 'none'}): name its properties first, in its order"
+            )
+        values = parent.state_dict()
+        for name, value in self.state_dict().items():
+            if name not in values or name in ("elements", "templates", "template_properties"):
+                continue
+            value[: len(values[name])] = values[name]
 
     # ---------------------------------------------------------------- training
 

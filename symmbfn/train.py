@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from symmbfn.checkpoint import save_checkpoint
+from symmbfn.checkpoint import load_card, load_model, save_checkpoint
 from symmbfn.data import Batch, CrystalData
 from symmbfn.errors import SymmBFNError
 from symmbfn.model import ModelConfig, SymmBFN
@@ -50,6 +50,8 @@ class TrainConfig:
         bf16: Whether matrix products run in bfloat16.
         device: Torch device.
         model: The model.
+        start_from: Checkpoint, by name or folder, whose weights the run starts from; the data may
+            be other ones, and the properties more.
     """
 
     out: Path
@@ -67,6 +69,7 @@ class TrainConfig:
     bf16: bool = True
     device: str = "cpu"
     model: ModelConfig = field(default_factory=ModelConfig)
+    start_from: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Run:
         torch.manual_seed(config.seed)
         self.config = config
         self.model = SymmBFN.for_data(config.model, data).to(config.device)
+        if config.start_from is not None:
+            self.model.start_from(load_model(load_card(config.start_from), config.device))
         self.model.bf16 = config.bf16
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
