@@ -15,6 +15,7 @@ from pymatgen.core import Structure
 
 from symmbfn.errors import SymmBFNError
 from symmbfn.files import ReadResult, iter_structures
+from symmbfn.metrics import composition_valid
 
 PROPERTIES: dict[str, tuple[str, ...]] = {
     "formation_energy_per_atom": ("formation_energy_per_atom",),
@@ -22,6 +23,11 @@ PROPERTIES: dict[str, tuple[str, ...]] = {
     "energy_above_hull": ("energy_above_hull", "e_above_hull", "e_above_hull_est"),
 }
 """Properties known by themselves, and the columns that may hold them, the best first."""
+
+DERIVED: dict[str, Callable[[Structure], float]] = {
+    "composition_valid": lambda structure: float(composition_valid(structure.composition)),
+}
+"""Properties that follow from the crystal itself, where the files have no such column."""
 
 SUSPECT = "recon_suspect"
 """A row with this column true has coordinates that are not to be trusted."""
@@ -54,12 +60,13 @@ def import_crystals(
 
     Args:
         paths: Anything that `symmbfn.files` reads.
-        extra_properties: More columns to take as properties, under their own names.
+        extra_properties: More columns to take as properties, under their own names; or those of
+            `DERIVED`, 1 or 0 of `composition_valid`.
         on_entry: Called with 1 after each entry, for a progress bar.
 
     Raises:
         SymmBFNError: A file is not readable, no entry is usable, or no entry holds a number under
-            one of `extra_properties`.
+            one of `extra_properties` that is not derived.
     """
     columns = PROPERTIES | {name: (name,) for name in extra_properties if name not in PROPERTIES}
     found = Imported([], {}, [], [])
@@ -75,6 +82,8 @@ def import_crystals(
         name, reason = found.dropped[0] if found.dropped else ("the list of files", "it is empty")
         raise SymmBFNError(f"no usable crystal to import; {name}: {reason}")
     for name in extra_properties:
+        if name in DERIVED and name not in seen:
+            values[name] = [DERIVED[name](structure) for structure in found.structures]
         if not np.isfinite(values[name]).any():
             known = ", ".join(sorted(seen)) or "no columns"
             raise SymmBFNError(f"no numbers for property {name!r}; the files hold {known}")

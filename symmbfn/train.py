@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,52 +24,11 @@ from torch import Tensor
 from symmbfn.checkpoint import load_card, load_model, save_checkpoint
 from symmbfn.data import Batch, CrystalData
 from symmbfn.errors import SymmBFNError
-from symmbfn.model import ModelConfig, SymmBFN
+from symmbfn.model import SymmBFN
+from symmbfn.train_config import TrainConfig, train_config
 
 PARTS = ("loss", "letters", "elements", "coordinates", "lattice")
 RESUME = "resume.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        out: Folder of the checkpoint, `metrics.csv`, `loss.png` and the resume file.
-        minutes: Wall-clock budget, earlier parts of a resumed run counted.
-        max_steps: Stop after so many steps, if that is sooner.
-        batch_size: Crystals in a step.
-        learning_rate: Peak, reached after `warmup` steps; cosine to 0 at the end of the budget.
-        warmup: Steps of rising learning rate.
-        weight_decay: AdamW's, on matrices.
-        clip: Largest norm of the gradient.
-        ema: Decay of the averaged weights that become the checkpoint.
-        seed: Of everything.
-        report_every: Seconds between rows of `metrics.csv`.
-        save_every: Seconds between resume files.
-        bf16: Whether matrix products run in bfloat16.
-        device: Torch device.
-        model: The model.
-        start_from: Checkpoint, by name or folder, whose weights the run starts from; the data may
-            be other ones, and the properties more.
-    """
-
-    out: Path
-    minutes: float = 60.0
-    max_steps: int | None = None
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: int = 200
-    ema: float = 0.9995
-    clip: float = 1.0
-    seed: int = 0
-    report_every: float = 60.0
-    save_every: float = 120.0
-    bf16: bool = True
-    device: str = "cpu"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    start_from: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +61,11 @@ class Run:
         torch.manual_seed(config.seed)
         self.config = config
         self.model = SymmBFN.for_data(config.model, data).to(config.device)
+        self.parent: str | None = None  # sha256 of the weights that the run starts from
         if config.start_from is not None:
-            self.model.start_from(load_model(load_card(config.start_from), config.device))
+            card = load_card(config.start_from)
+            self.model.start_from(load_model(card, config.device))
+            self.parent = card.sha256
         self.model.bf16 = config.bf16
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
@@ -342,6 +304,7 @@ def _write_checkpoint(run: Run, data: CrystalData, description: dict[str, object
     training = {
         **(description or {}),
         **recorded,
+        **({"start_from": run.parent} if run.parent else {}),
         "crystals": len(data),
         "steps": run.step,
         "epochs": round(run.step * run.config.batch_size / len(data), 1),
@@ -394,32 +357,22 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="file that 'symmbfn data import' wrote")
     parser.add_argument("--validation", type=Path, help="held-out file of the same kind")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", type=Path, help="TOML file of settings")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--start-from", help="checkpoint whose weights to start from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
+    arguments = vars(parser.parse_args())
     try:
-        data = CrystalData.load(arguments.data)
-        validation = CrystalData.load(arguments.validation) if arguments.validation else None
-        config = TrainConfig(
-            out=arguments.out,
-            minutes=arguments.minutes,
-            batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            seed=arguments.seed,
-            device=arguments.device,
-            model=model_config(data),
-        )
-        train(config, data, validation, print_report, {"data": arguments.data.name})
+        data = CrystalData.load(file := arguments.pop("data"))
+        held_out = arguments.pop("validation")
+        validation = CrystalData.load(held_out) if held_out else None
+        config = train_config(data, arguments.pop("out"), arguments.pop("config"), arguments)
+        train(config, data, validation, print_report, {"data": file.name})
     except SymmBFNError as error:
         parser.exit(2, f"error: {error}\n")
-
-
-def model_config(data: CrystalData, base: ModelConfig | None = None) -> ModelConfig:
-    """The default model with all properties of the data as conditions."""
-    return replace(base or ModelConfig(), properties=data.names)
 
 
 def print_report(progress: Progress) -> None:

@@ -43,7 +43,7 @@ def tiny_checkpoint(folder: Path) -> Path:
     from symmbfn.files import write_structures
     from symmbfn.layers import NetworkConfig
     from symmbfn.model import ModelConfig, SymmBFN
-    from symmbfn.train import model_config
+    from symmbfn.train_config import model_config
 
     structures = crystals()
     values = [float(index) for index in range(len(structures))]

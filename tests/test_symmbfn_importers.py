@@ -62,6 +62,16 @@ def test_other_columns_are_taken_when_named(table: Path) -> None:
     np.testing.assert_equal(found.properties["bulk_modulus"], [20.0, 21.0, 24.0])
 
 
+def test_composition_validity_is_computed_where_asked_for(table: Path, tmp_path: Path) -> None:
+    odd = Structure(Lattice.cubic(3), ["Cs", "Cl", "Cl"], [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5]])
+    write_structures(tmp_path / "odd.extxyz", [odd])
+    found = import_crystals(
+        [table, tmp_path / "odd.extxyz"], extra_properties=["composition_valid"]
+    )
+    np.testing.assert_equal(found.properties["composition_valid"], [1.0, 1.0, 1.0, 0.0])
+    assert "composition_valid" not in import_crystals(table).properties
+
+
 @pytest.mark.parametrize("name", ["hardness", "source"])
 def test_a_property_without_numbers_is_refused(table: Path, name: str) -> None:
     with pytest.raises(SymmBFNError, match=rf"property '{name}'.*bulk_modulus"):

@@ -21,7 +21,8 @@ from symmbfn.model import Geometry, ModelConfig, SymmBFN
 from symmbfn.occupation import up_to
 from symmbfn.sample import Tally, sample
 from symmbfn.site_network import HIDDEN_ELEMENT, HIDDEN_LETTER, Sites
-from symmbfn.train import RESUME, TrainConfig, model_config, train
+from symmbfn.train import RESUME, train
+from symmbfn.train_config import TrainConfig, model_config
 from symmbfn.wyckoff import space_group
 from tests.crystals import NAMES, make
 

@@ -30,10 +30,22 @@ def train(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint.")],
     validation: Annotated[Path | None, typer.Option(help="Held-out file of the same kind.")] = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Wall-clock budget.")] = 60.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Crystals in a step.")] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; the options below go before it.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Wall-clock budget. (default 60)")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Crystals in a step. (default 128)")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Peak learning rate. (default 0.001)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything. (default 0)")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Checkpoint whose weights to start from.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     as_json: common.JsonOption = False,
 ) -> None:
@@ -41,22 +53,22 @@ def train(
     import torch
 
     from symmbfn.data import CrystalData
-    from symmbfn.train import TrainConfig, model_config
     from symmbfn.train import train as run
+    from symmbfn.train_config import train_config
 
     crystals = CrystalData.load(training)
     held_out = None if validation is None else CrystalData.load(validation)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = TrainConfig(
-        out=out,
-        minutes=minutes,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        device=device,
-        model=model_config(crystals),
-    )
+    given = {
+        "minutes": minutes,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "start_from": start_from,
+        "device": device,
+    }
+    settings = train_config(crystals, out, config, given)
     console = common.console(error=True)
 
     def report(progress: TrainingProgress) -> None:
@@ -69,7 +81,7 @@ def train(
             highlight=False,
         )
 
-    folder = run(config, crystals, held_out, report, {"data": training.name})
+    folder = run(settings, crystals, held_out, report, {"data": training.name})
     if as_json:
         common.print_json({"checkpoint": str(folder)})
     else:
@@ -248,7 +260,11 @@ def import_data(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .safetensors.")],
     properties: Annotated[
         list[str] | None,
-        typer.Option("--property", help="One more column to take as a property; may be repeated."),
+        typer.Option(
+            "--property",
+            help="One more column to take as a property, or composition_valid, which is "
+            "computed; may be repeated.",
+        ),
     ] = None,
     symprec: Annotated[float, typer.Option(min=1e-5, help="Symmetry tolerance, A.")] = 0.1,
     force: common.ForceOption = False,
