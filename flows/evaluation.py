@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
     from relax.matching import Reference
+    from symmbfn.coverage import Coverage
     from symmbfn.metrics import Metrics, Summary
 
 
@@ -99,7 +100,11 @@ def judge(
 
 
 def measure(
-    judged: Sequence[JudgedCrystal], reference: Summary, *, stability: bool = False
+    judged: Sequence[JudgedCrystal],
+    reference: Summary,
+    *,
+    stability: bool = False,
+    coverage: Coverage | None = None,
 ) -> Metrics:
     """Count over all crystals; what concerns the hull only where `stability` was judged."""
     from symmbfn import metrics
@@ -111,7 +116,25 @@ def measure(
     if stability:
         flags["stable"] = [one.is_stable for one in judged]
         flags["metastable"] = [one.is_metastable for one in judged]
-    return metrics.evaluate([one.structure for one in judged], reference=reference, **flags)
+    counted = metrics.evaluate([one.structure for one in judged], reference=reference, **flags)
+    if coverage is None:
+        return counted
+    return replace(counted, coverage_recall=coverage.recall, coverage_precision=coverage.precision)
+
+
+def cover(judged: Sequence[JudgedCrystal], reference: Sequence[Structure]) -> Coverage:
+    """Compare crystals with a reference by CDVAE's fingerprints; those with a flaw reach nothing.
+
+    Raises:
+        SymmBFNError: the extra `coverage` is not installed.
+    """
+    from symmbfn.coverage import coverage, fingerprints
+
+    crystals = [None if one.flaw else one.structure for one in judged]
+    bar = progress.current()
+    bar.stage("fingerprints", len(crystals) + len(reference))
+    ours, theirs = (fingerprints(some, on_crystal=bar.advance) for some in (crystals, reference))
+    return coverage(ours, theirs)
 
 
 def _at_sight(crystal: Named) -> JudgedCrystal:

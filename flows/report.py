@@ -27,6 +27,8 @@ _FRACTIONS = {
     "composition_validity": ("valid composition", "charges can balance (SMACT, as in CDVAE)"),
     "uniqueness": ("unique", "valid, and the first of its kind among these"),
     "novelty": ("novel", "valid, and matches no known crystal"),
+    "coverage_recall": ("recall", "of the reference, near these crystals (CDVAE's fingerprints)"),
+    "coverage_precision": ("precision", "near the reference (CDVAE's fingerprints)"),
     "metastable": ("metastable", "relaxed, at most {metastable:g} eV/atom above the hull"),
     "stable": ("stable", "relaxed, at most {stable:g} eV/atom above the hull"),
     "msun": ("metastable S.U.N.", "metastable, unique and novel"),
@@ -100,7 +102,7 @@ def _headline(report: Report, valid: Sequence[Traits]) -> str:
     """The metrics with their intervals."""
     metrics = report.metrics.to_dict()
     rows = [
-        _fraction_row(report, label, meaning, share)
+        _fraction_row(report, name, label, meaning, share)
         for name, (label, meaning) in _FRACTIONS.items()
         if (share := metrics[name]) is not None
     ]
@@ -131,8 +133,8 @@ def _headline(report: Report, valid: Sequence[Traits]) -> str:
     return section("At a glance", "", fractions, table("distances", columns, distances), note)
 
 
-def _fraction_row(report: Report, label: str, meaning: str, share: float) -> list[str]:
-    n = report.metrics.n
+def _fraction_row(report: Report, name: str, label: str, meaning: str, share: float) -> list[str]:
+    n = report.reference.n if name == "coverage_recall" else report.metrics.n
     count = round(share * n)
     low, high = fraction_interval(count, n)
     bar = (

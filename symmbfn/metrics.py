@@ -41,6 +41,8 @@ class Metrics:
         n_elements_wasserstein: The same between numbers of different elements.
         uniqueness: Fraction that is the first of its kind.
         novelty: Fraction that is in no reference set.
+        coverage_recall: Fraction of the reference that is covered, see `symmbfn.coverage`.
+        coverage_precision: Fraction of the crystals that lies in the reference's reach.
         stable: Fraction at or below the convex hull.
         metastable: Fraction within the metastable limit.
         sun: Fraction that is stable, unique and novel.
@@ -55,6 +57,8 @@ class Metrics:
     n_elements_wasserstein: float | None
     uniqueness: float | None = None
     novelty: float | None = None
+    coverage_recall: float | None = None
+    coverage_precision: float | None = None
     stable: float | None = None
     metastable: float | None = None
     sun: float | None = None
@@ -257,7 +261,7 @@ def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
 
 def traits_of(structure: Structure) -> Traits:
     """What the distributions look at in one crystal, which must have no `structural_flaw`."""
-    symmetry = _symmetry(structure, SYMPREC)
+    symmetry = symmetry_of(structure, SYMPREC)
     volume, composition = structure.volume, structure.composition
     return Traits(
         space_group=int(symmetry.number) if symmetry else None,
@@ -271,11 +275,12 @@ def traits_of(structure: Structure) -> Traits:
 
 def space_group(structure: Structure, symprec: float = SYMPREC) -> int | None:
     """International number of the space group found at `symprec` (Å); None if none is."""
-    symmetry = _symmetry(structure, symprec)
+    symmetry = symmetry_of(structure, symprec)
     return int(symmetry.number) if symmetry else None
 
 
-def _symmetry(structure: Structure, symprec: float) -> "MoyoDataset | None":
+def symmetry_of(structure: Structure, symprec: float) -> "MoyoDataset | None":
+    """Symmetry found at `symprec` (Å) in the standard setting; None if none is."""
     import moyopy
 
     cell = moyopy.Cell(

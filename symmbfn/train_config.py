@@ -4,11 +4,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from symmbfn.data import CrystalData
 from symmbfn.errors import SymmBFNError
 from symmbfn.model import ModelConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def train_config(
     data: CrystalData,
     out: Path,
     file: Path | None = None,
-    given: Mapping[str, object] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
     """The settings given, else those of a TOML file, else the defaults.
 
@@ -84,16 +87,15 @@ def model_config(data: CrystalData, base: ModelConfig | None = None) -> ModelCon
     return replace(base or ModelConfig(), properties=data.names)
 
 
-def _changed[T](config: T, values: Mapping[str, Any], where: str) -> T:
+def _changed[T: "DataclassInstance"](config: T, values: Mapping[str, Any], where: str) -> T:
     """A (nested) dataclass with other values, whose names and kinds are checked."""
-    assert is_dataclass(config)
     known = [one.name for one in fields(config)]
-    new: dict[str, object] = {}
+    new: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             raise SymmBFNError(f"{where} has {name!r}, which is not known: use {', '.join(known)}")
         now = getattr(config, name)
-        if is_dataclass(now) and isinstance(value, dict):
+        if is_dataclass(now) and not isinstance(now, type) and isinstance(value, dict):
             new[name] = _changed(now, value, f"{where} [{name}]")
         elif isinstance(now, tuple) and isinstance(value, list):
             new[name] = tuple(value)

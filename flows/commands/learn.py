@@ -103,6 +103,14 @@ def evaluate(
         Path | None,
         typer.Option(help="Crystals to compare with. (default MP-20 test; novelty: mp)"),
     ] = None,
+    coverage: Annotated[
+        bool,
+        typer.Option(
+            "--coverage",
+            help="Recall and precision by CDVAE's fingerprints too; 0.1 s a crystal, needs "
+            "--reference and the extra `coverage`.",
+        ),
+    ] = False,
     potential: Annotated[
         str | None, typer.Option(help="Relax with it and count stable crystals too.")
     ] = None,
@@ -129,6 +137,11 @@ def evaluate(
     if potential is None:
         unused = {"--hull": hull, "--max-relax-steps": max_relax_steps}
         _refuse(unused, "needs --potential; add it, or drop the option")
+    if coverage and reference is None:
+        raise ConfigError(
+            "--coverage compares structures, and of MP-20 test only statistics are shipped: "
+            "give --reference a file of crystals"
+        )
     drawn = _is_generator(Path(what))
     if not drawn:
         asked = {"-n": n, "--seed": seed, "--steps": steps}
@@ -147,11 +160,20 @@ def evaluate(
         },
     )
     stability = potential is not None
-    metrics = _evaluate(config, Path(what), reference, report, drawn=drawn, stability=stability)
+    metrics = _evaluate(
+        config,
+        Path(what),
+        reference,
+        report,
+        drawn=drawn,
+        stability=stability,
+        with_coverage=coverage,
+    )
     found: dict[str, object] = {**metrics.to_dict()}
-    if not stability:
-        for name in ("stable", "metastable", "sun", "msun"):
-            del found[name]
+    left_out = [] if stability else ["stable", "metastable", "sun", "msun"]
+    left_out += [] if coverage else ["coverage_recall", "coverage_precision"]
+    for name in left_out:
+        del found[name]
     if report is not None:
         found["report"] = str(report)
     if as_json:
@@ -190,9 +212,10 @@ def _evaluate(
     *,
     drawn: bool,
     stability: bool,
+    with_coverage: bool,
 ) -> Metrics:
     from flows import inputs
-    from flows.evaluation import judge, measure
+    from flows.evaluation import cover, judge, measure
 
     with common.terminal_progress() as progress:
         progress.stage("start", None)
@@ -205,7 +228,8 @@ def _evaluate(
         from symmbfn.metrics import mp20_test, summarise
 
         summary = mp20_test() if known is None else summarise(known)
-        metrics = measure(judged, summary, stability=stability)
+        covered = cover(judged, known) if with_coverage and known is not None else None
+        metrics = measure(judged, summary, stability=stability, coverage=covered)
         if report is not None:
             progress.stage("report", None)
             from flows.report import Report, render
