@@ -77,7 +77,7 @@ def train_config(
         except (OSError, ValueError) as error:
             raise SymmBFNError(
                 f"{file} cannot be read as TOML ({error}): give a file such as "
-                "symmbfn/checkpoints/mp20/train.toml"
+                "symmbfn/checkpoints/mp20/train-1.toml"
             ) from error
     return replace(config, **{k: v for k, v in (given or {}).items() if v is not None})
 
