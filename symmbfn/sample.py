@@ -7,7 +7,8 @@ ones, at most `max_atoms` atoms in its primitive cell, and no two atoms closer t
 breaks a rule is drawn again: the same space group and numbers at first, then others.
 """
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def _sites_of_formula(
 ) -> Iterator[tuple[IntArray, Template, Sites, Tensor]]:
     """Batches of `count` sites that have the formula, as `_sites` gives them.
 
-    Many templates are filled, and of all that came out so many are taken by their weights.
+    Many templates are filled; of the arrangements that came out, the likeliest are taken.
     """
     tried = templates.choose(max(FORMULA_TRIES, 4 * count))
     pool = list(_sites(model, templates, tried, batch_size, generator))
@@ -159,11 +160,11 @@ def _sites_of_formula(
     tally.impossible_sites += int((~fitting).sum())
     if not fitting.any():
         return
-    # with the weights, but none twice while there are others (Gumbel top-k)
-    uniform = torch.rand(len(log_weights), generator=generator, device=log_weights.device)
-    order = (log_weights - (-uniform.log()).log()).argsort(descending=True)
-    order = order[: int(fitting.sum())]
-    chosen = order.repeat(-(-count // len(order)))[:count]
+    arrangements = [key for _, template, sites, _ in pool for key in _arrangements(template, sites)]
+    likeliest = _likeliest(arrangements, log_weights)
+    chosen = torch.tensor(likeliest, device=log_weights.device).repeat(-(-count // len(likeliest)))[
+        :count
+    ]
     start, slots = 0, np.arange(count)
     for _, template, sites, weights in pool:
         mine = (chosen >= start) & (chosen < start + len(weights))
@@ -172,6 +173,27 @@ def _sites_of_formula(
             taken = template.take(index), sites.take(index), weights[index]
             yield slots[mine.cpu().numpy()], *taken
         start += len(weights)
+
+
+def _arrangements(template: Template, sites: Sites) -> Iterator[Hashable]:
+    """What each crystal consists of: the group and, in no order, which element is where."""
+    orbits = template.mask.sum(1).tolist()
+    for group, n, letters, species in zip(
+        template.group.tolist(), orbits, sites.letters.tolist(), sites.species.tolist(), strict=True
+    ):
+        yield group, *sorted(zip(letters[:n], species[:n], strict=True))
+
+
+def _likeliest(arrangements: Sequence[Hashable], log_weights: Tensor) -> list[int]:
+    """One draw of each arrangement, those with the largest sum of weights first."""
+    first: dict[Hashable, int] = {}
+    total: dict[Hashable, float] = defaultdict(float)
+    weights = (log_weights - log_weights.max()).exp().tolist()
+    for index, (key, weight) in enumerate(zip(arrangements, weights, strict=True)):
+        if weight > 0:
+            first.setdefault(key, index)
+            total[key] += weight
+    return [first[key] for key in sorted(first, key=lambda key: -total[key])]
 
 
 def _finish(
