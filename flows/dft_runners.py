@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,8 +79,8 @@ def open_runner(name: str, location: str | None) -> Runner:
 class LocalRunner(Runner):
     """Runs the jobs in this process, one after the other; a folder each, and no server.
 
-    `JOB/outputs.json` is jobflow's store. The process that works on a job holds a lock on
-    `JOB/lock`, which the system takes from it when it dies, however it dies.
+    `JOB/outputs.json` is jobflow's store, and `JOB/failed.txt` says why a job failed. The process
+    that works on it holds a lock on `JOB/lock`, which ends when it dies, however it dies.
     """
 
     name = "local"
@@ -109,7 +110,8 @@ class LocalRunner(Runner):
                 )
                 why = "" if _output(store, job_id) else INCOMPLETE
             except Exception as error:  # whatever a code, its parser or its input raises
-                why = f"{type(error).__name__}: {one_line(error):.500}"
+                reason = f"{type(error).__name__}: {one_line(error):.500}; see {place}"
+                why = f"{reason}\n\n{traceback.format_exc()}"
             if why:
                 (place / "failed.txt").write_text(why, encoding="utf-8")
 
@@ -122,7 +124,8 @@ class LocalRunner(Runner):
         if working:
             return Outcome("running")
         if (place / "failed.txt").is_file():
-            return Outcome("failed", reason=(place / "failed.txt").read_text(encoding="utf-8"))
+            why = (place / "failed.txt").read_text(encoding="utf-8")
+            return Outcome("failed", reason=why.partition("\n")[0])
         found = _output(_file_store(place), job_id) if (place / "outputs.json").exists() else None
         if found is None:
             return Outcome("failed", reason=f"lost: its process ended without a result in {place}")
