@@ -67,7 +67,7 @@ def open_runner(name: str, location: str | None) -> Runner:
         location: The folder of `local`; the project of `jobflow-remote`, None for its default.
 
     Raises:
-        ConfigError: Its package is not installed.
+        ConfigError: Its package is not installed, or not set up.
     """
     if name == "local":
         return LocalRunner(Path(location or "."))
@@ -174,8 +174,9 @@ class FireworksRunner(Runner):
     location = None
 
     def __init__(self) -> None:
-        """Check that FireWorks is there."""
+        """Check that FireWorks and a job store are there."""
         _require("fireworks", "fireworks")
+        self._store = _configured_store()
 
     @cached_property
     def _launchpad(self) -> Any:
@@ -187,7 +188,6 @@ class FireworksRunner(Runner):
         """Add a workflow; jobs write to the job store of `~/.jobflow.yaml`."""
         from jobflow.managers.fireworks import flow_to_workflow
 
-        _configured_store()
         job_id = flow.output.uuid
         self._launchpad.add_wf(flow_to_workflow(flow, metadata={"symmbfn_job": job_id}))
 
@@ -202,7 +202,7 @@ class FireworksRunner(Runner):
             return Outcome("failed", reason=f"{state} in FireWorks: `lpad get_fws -i {ids}`")
         if state != "COMPLETED":
             return Outcome("running")
-        return _finished(_configured_store(), job_id)
+        return _finished(self._store, job_id)
 
 
 def _finished(store: JobStore, job_id: str) -> Outcome:
