@@ -48,7 +48,11 @@ class Cp2kSettings:
             "user_input_settings": {
                 "xc_functionals": FUNCTIONAL,
                 "basis_and_potential": {
-                    element.symbol: {"basis": self.basis, "potential": GTH_POTENTIAL}
+                    element.symbol: {
+                        "basis": self.basis,
+                        "potential": GTH_POTENTIAL,
+                        "aux_basis": None,  # of hybrid functionals only; atomate2 names one
+                    }
                     for element in structure.composition.elements
                 },
             },

@@ -136,7 +136,6 @@ OUTCAR = f""" vasp.{VERSION} test
   free  energy   TOTEN  =       {{energy:.8f}} eV
   energy  without entropy=      {{energy:.8f}}  energy(sigma->0) =      {{energy:.8f}}
  number of electron      12.0000000 magnetization
- General timing and accounting informations for this job:
                   Total CPU time used (sec):        1.000
                             User time (sec):        1.000
                           System time (sec):        0.000
