@@ -250,6 +250,15 @@ def test_the_list_shows_calculations(
     assert "no calculations are completed" in capsys.readouterr().out
 
 
+def test_the_flow_for_schedules_collects(
+    database_url: str, awaited: dict[str, Outcome | Exception]
+) -> None:
+    from flows.dft import collect
+
+    awaited["job-0"] = Outcome("failed", reason="VASP crashed")
+    assert collect.fn(CollectConfig(database=database_url)) == {"failed": 1, "running": 2}
+
+
 def test_settings_are_part_of_what_makes_two_calculations_one() -> None:
     assert document(Cp2kSettings()) == document(Cp2kSettings())
     assert document(Cp2kSettings(basis="SZV-MOLOPT-SR-GTH")) != document(Cp2kSettings())
