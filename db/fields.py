@@ -14,11 +14,13 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    true,
 )
 from sqlalchemy.orm import aliased
 
 from db.ids import PREFIX
 from db.models import (
+    DFT_STATES,
     STATES,
     VERDICTS,
     Batch,
@@ -93,12 +95,17 @@ def _newest_relaxation() -> ColumnElement[int | None]:
     )
 
 
-def _band_gap() -> ColumnElement[float | None]:
+def _of_dft(column: Any, *, state: str | None = "completed") -> ColumnElement[Any]:
+    """The value of the newest calculation that has one, of those in a state (None: in any)."""
     relaxation = aliased(Relaxation)
     return (
-        select(DftCalculation.band_gap)
+        select(column)
         .join(relaxation, DftCalculation.relaxation_id == relaxation.id)
-        .where(relaxation.candidate_id == Candidate.id, DftCalculation.state == "completed")
+        .where(
+            relaxation.candidate_id == Candidate.id,
+            column.is_not(None),
+            true() if state is None else DftCalculation.state == state,
+        )
         .order_by(DftCalculation.id.desc())
         .limit(1)
         .correlate(Candidate)
@@ -174,13 +181,16 @@ FIELDS: dict[str, Field] = {
     "energy_above_hull": Field(Stability.energy_above_hull.expression, "number"),
     "formation_energy_per_atom": Field(Stability.formation_energy_per_atom.expression, "number"),
     "energy_per_atom": Field(Relaxation.energy_per_atom.expression, "number"),
-    "band_gap": Field(_band_gap(), "number"),
+    "band_gap": Field(_of_dft(DftCalculation.band_gap), "number"),
     "is_stable": Field(Stability.is_stable.expression, "boolean"),
     "is_metastable": Field(Stability.is_metastable.expression, "boolean"),
     "is_unique": Field(Stability.is_unique.expression, "boolean"),
     "is_novel": Field(Stability.is_novel.expression, "boolean"),
     "potential": Field(Potential.name.expression, "text"),
     "hull": Field(Reference.name.expression, "text"),
+    "dft_state": Field(_of_dft(DftCalculation.state, state=None), "text", DFT_STATES),
+    "dft_verdict": Field(_of_dft(DftCalculation.verdict), "text", VERDICTS),
+    "dft_energy_above_hull": Field(_of_dft(DftCalculation.energy_above_hull), "number"),
 }
 
 LIST_FIELDS: dict[str, ListField] = {

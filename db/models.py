@@ -370,7 +370,7 @@ class Stability(Base):
 
 
 class DftCalculation(Base):
-    """One density-functional calculation of a relaxed crystal."""
+    """One density-functional calculation of a relaxed crystal; only ``completed`` has results."""
 
     __tablename__ = "dft_calculation"
     __table_args__ = (
@@ -384,13 +384,36 @@ class DftCalculation(Base):
     settings: Mapped[Document]
     settings_hash: Mapped[str] = mapped_column(init=False)
     state: Mapped[str] = mapped_column(default="submitted")
+    runner: Mapped[str | None] = mapped_column(default=None)
+    location: Mapped[str | None] = mapped_column(default=None)
+    """Where the runner keeps its jobs: a folder, or the name of a project."""
     job_id: Mapped[str | None] = mapped_column(default=None)
+    """Of the last job; another one with each submission, so that a late result is told apart."""
+    submissions: Mapped[int] = mapped_column(default=1)
+    submitted_at: Mapped[datetime | None] = mapped_column(default=None)
+    finished_at: Mapped[datetime | None] = mapped_column(default=None)
     reason: Mapped[str | None] = mapped_column(default=None)
+    """Why it failed, or why it has no verdict."""
     structure: Mapped[Document | None] = mapped_column(default=None)
     energy_per_atom: Mapped[float | None] = mapped_column(default=None)
+    """Of ``energy_scheme``; ``correction_per_atom`` of it was added to what was computed."""
+    correction_per_atom: Mapped[float | None] = mapped_column(default=None)
     energy_scheme: Mapped[str | None] = mapped_column(default=None)
     band_gap: Mapped[float | None] = mapped_column(default=None)
+    max_force: Mapped[float | None] = mapped_column(default=None)
+    forces: Mapped[list[Any] | None] = mapped_column(default=None)
+    """(nsites, 3) nested list, eV/Å, in the order of the sites of ``structure``."""
+    code_version: Mapped[str | None] = mapped_column(default=None)
+    """Of the density-functional code."""
+    hull_id: Mapped[int | None] = mapped_column(ForeignKey("reference.id"), default=None)
+    """With the four below: the verdict by this energy, against the hull asked for last."""
+    thresholds: Mapped[Document | None] = mapped_column(default=None)
+    formation_energy_per_atom: Mapped[float | None] = mapped_column(default=None)
+    energy_above_hull: Mapped[float | None] = mapped_column(default=None)
+    verdict: Mapped[str | None] = mapped_column(default=None)
     created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)
+
+    hull: Mapped[Reference | None] = relationship(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Hash the settings, which are part of the unique key."""

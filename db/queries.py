@@ -30,7 +30,16 @@ from db.fields import (
 )
 from db.ids import candidate_id, material_id
 from db.leases import Claim, claim, record_relaxation, release, renew, unfinished
-from db.models import Base, Batch, Campaign, Candidate, Provenance, Relaxation, Stability
+from db.models import (
+    Base,
+    Batch,
+    Campaign,
+    Candidate,
+    DftCalculation,
+    Provenance,
+    Relaxation,
+    Stability,
+)
 from db.records import (
     Basis,
     Like,
@@ -250,7 +259,8 @@ def candidate(session: Session, material_id: str) -> dict[str, Any]:
     Returns:
         Plain JSON values: the columns of the candidate, ``provenance`` (each with ``batch``,
         ``campaign`` and ``checkpoint``), and ``relaxations`` (each with ``potential``,
-        ``dft_calculations``, and ``stabilities``, which have ``hull`` and ``known``).
+        ``dft_calculations``, which have ``hull``, and ``stabilities``, which have ``hull`` and
+        ``known``).
 
     Raises:
         DatabaseError: when there is no such candidate.
@@ -265,7 +275,7 @@ def candidate(session: Session, material_id: str) -> dict[str, Any]:
             drawn.joinedload(Batch.campaign),
             drawn.joinedload(Batch.checkpoint),
             relaxed.joinedload(Relaxation.potential),
-            relaxed.selectinload(Relaxation.dft_calculations),
+            relaxed.selectinload(Relaxation.dft_calculations).joinedload(DftCalculation.hull),
             judged.joinedload(Stability.hull),
             judged.joinedload(Stability.known),
         ],

@@ -34,6 +34,9 @@ COMMANDS = [
     ["hull", "import"],
     ["hull", "info"],
     ["potentials"],
+    ["dft", "submit"],
+    ["dft", "collect"],
+    ["dft", "list"],
     ["db", "upgrade"],
     ["db", "info"],
 ]

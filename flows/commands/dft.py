@@ -1,0 +1,233 @@
+"""`symmbfn dft`: hand crystals to density-functional theory, and take the results in."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands import common
+from flows.commands.query import FILTER_HELP
+from flows.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flows.dft_makers import DftSettings
+
+app = typer.Typer()
+dft = typer.Typer(
+    help="Density-functional calculations: submit, collect, list.", no_args_is_help=True
+)
+app.add_typer(dft, name="dft")
+
+LISTED = (
+    "material_id",
+    "formula_pretty",
+    "code",
+    "state",
+    "runner",
+    "energy_per_atom",
+    "energy_scheme",
+    "band_gap",
+    "energy_above_hull",
+    "verdict",
+    "reason",
+)
+
+
+class Code(enum.StrEnum):
+    """What computes."""
+
+    VASP = "vasp"
+    CP2K = "cp2k"
+
+
+class RunnerName(enum.StrEnum):
+    """What runs the jobs."""
+
+    LOCAL = "local"
+    JOBFLOW_REMOTE = "jobflow-remote"
+    FIREWORKS = "fireworks"
+
+
+class Policy(enum.StrEnum):
+    """Which crystals are chosen."""
+
+    STABLE = "stable"
+    UNCERTAIN = "uncertain"
+    QUARANTINED = "quarantined"
+
+
+class Workflow(enum.StrEnum):
+    """What is done with each crystal."""
+
+    RELAX = "relax"
+    STATIC = "static"
+
+
+class State(enum.StrEnum):
+    """What became of a calculation."""
+
+    SUBMITTED = "submitted"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dft.command(
+    epilog="Example: symmbfn dft submit 'is_novel = TRUE' --policy stable --limit 5 --code cp2k"
+)
+def submit(
+    filter: Annotated[str | None, typer.Argument(help=FILTER_HELP)] = None,
+    code: Annotated[Code, typer.Option(help="What computes.")] = Code.VASP,
+    runner: Annotated[
+        RunnerName, typer.Option(help="What runs the jobs; local: here and now.")
+    ] = RunnerName.LOCAL,
+    policy: Annotated[
+        Policy | None,
+        typer.Option(
+            help="Most stable first, nearest to the threshold first, or suspects far below the "
+            "hull; only the first of each kind of crystal."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Budget: at most so many crystals.")] = 10,
+    workflow: Annotated[
+        Workflow, typer.Option(help="Relax and then compute, or only compute.")
+    ] = Workflow.RELAX,
+    resubmit: Annotated[
+        bool, typer.Option("--resubmit", help="Those that failed or were lost, once more.")
+    ] = False,
+    basis: Annotated[
+        str | None, typer.Option(help="Basis set of CP2K. (default DZVP-MOLOPT-SR-GTH)")
+    ] = None,
+    kpoint_density: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="K-points of CP2K, per reciprocal volume. (default 64)"),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where local jobs are kept. (default dft-jobs)")
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project of jobflow-remote. (default its own)")
+    ] = None,
+    as_json: common.JsonOption = False,
+    database: common.DatabaseOption = None,
+) -> None:
+    """Compute relaxed crystals that match FILTER and were not computed with these settings yet.
+
+    Without --policy those lowest above their hull come first. Submitting again submits nothing
+    twice; results come in with `symmbfn dft collect`.
+    """
+    if filter is None and policy is None and not resubmit:
+        raise ConfigError("which crystals? give a FILTER, --policy, or both")
+    settings = _settings(code, workflow, {"--basis": basis, "--kpoint-density": kpoint_density})
+    if runner is not RunnerName.LOCAL and folder is not None:
+        raise ConfigError(f"--folder {folder} is for --runner local; drop it")
+    if runner is not RunnerName.JOBFLOW_REMOTE and project is not None:
+        raise ConfigError(f"--project {project} is for --runner jobflow-remote; drop it")
+    opened = common.existing_database(database)
+
+    from flows.dft_makers import require_atomate2
+    from flows.dft_runners import open_runner
+    from flows.dft_submit import Choice
+    from flows.dft_submit import submit as run
+
+    require_atomate2()
+    location = project
+    if runner is RunnerName.LOCAL:
+        settings.check_here()
+        location = str(folder or Path("dft-jobs"))
+    with common.terminal_progress():
+        handed = run(
+            opened,
+            settings,
+            open_runner(runner.value, location),
+            Choice(limit, filter, None if policy is None else policy.value, resubmit),
+        )
+    if as_json:
+        common.print_json([vars(one) for one in handed])
+        return
+    if handed:
+        common.print_table(
+            ["material_id", "formula", "job", "error"],
+            [[one.material_id, one.formula, one.job_id, one.error] for one in handed],
+        )
+    done = sum(one.error is None for one in handed)
+    print(f"{done} submitted" + ("; next: symmbfn dft collect" if done else _nothing(resubmit)))
+
+
+def _settings(code: Code, workflow: Workflow, of_cp2k: Mapping[str, object]) -> DftSettings:
+    from flows.dft_makers import Cp2kSettings, VaspSettings
+
+    given = {option: value for option, value in of_cp2k.items() if value is not None}
+    if code is Code.VASP:
+        for option, value in given.items():
+            raise ConfigError(
+                f"{option} {value} is for --code cp2k; VASP computes as the Materials Project does"
+            )
+        return VaspSettings(workflow.value)
+    defaults = Cp2kSettings()
+    return Cp2kSettings(
+        workflow.value,
+        basis=str(given.get("--basis", defaults.basis)),
+        kpoint_density=float(str(given.get("--kpoint-density", defaults.kpoint_density))),
+    )
+
+
+def _nothing(resubmit: bool) -> str:
+    if resubmit:
+        return ": no calculation with these settings failed"
+    return ": no relaxed crystal matches, or all that do were submitted before"
+
+
+@dft.command(epilog="Example: symmbfn dft collect --hull mp2020")
+def collect(
+    hull: Annotated[
+        str | None,
+        typer.Option(help="Judge VASP's energies against this hull, of scheme mp2020."),
+    ] = None,
+    as_json: common.JsonOption = False,
+    database: common.DatabaseOption = None,
+) -> None:
+    """Take in what is finished: checked, corrected to the hull's scheme, with a new verdict.
+
+    What failed, was lost or came back as another crystal is noted with its reason, and can be
+    submitted again with `symmbfn dft submit --resubmit`.
+    """
+    from flows.dft_collect import collect as run
+    from flows.dft_settings import CollectConfig
+
+    found = run(CollectConfig(database=database, hull=hull))
+    counts = {name: found.counts[name] for name in ("completed", "failed", "running", "judged")}
+    if as_json:
+        common.print_json(
+            {
+                **counts,
+                "failures": [{"material_id": name, "reason": why} for name, why in found.failures],
+                "notes": [{"material_id": name, "note": why} for name, why in found.notes],
+            }
+        )
+        return
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    for name, why in [*found.failures, *found.notes]:
+        print(f"  {name}: {why}")
+
+
+@dft.command("list", epilog="Example: symmbfn dft list --state failed")
+def list_calculations(
+    state: Annotated[State | None, typer.Option(help="Only these.")] = None,
+    as_json: common.JsonOption = False,
+    database: common.DatabaseOption = None,
+) -> None:
+    """List the calculations, the newest submission first."""
+    from db.dft import calculations
+
+    with common.existing_database(database).session(write=False) as session:
+        found = calculations(session, None if state is None else state.value)
+    if as_json:
+        common.print_json(found)
+    elif found:
+        common.print_table(LISTED, [[row[name] for name in LISTED] for row in found])
+    else:
+        print("no calculations" + ("" if state is None else f" are {state.value}"))

@@ -1,0 +1,105 @@
+"""Submitting calculations: noted in the database first, so that none is ever submitted twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from db import dft
+from db.dft import Wanted
+from db.session import Database
+from flows import dft_makers, progress
+from flows.dft_makers import DftSettings
+from flows.dft_runners import Runner
+from flows.errors import ConfigError
+from flows.settings import ThresholdSettings, one_line
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which crystals to compute: see `db.dft.wanted`."""
+
+    limit: int
+    filter: str | None = None
+    policy: str | None = None
+    resubmit: bool = False
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A crystal that was handed to a runner, or why it could not be."""
+
+    material_id: str
+    formula: str
+    job_id: str | None
+    error: str | None = None
+
+
+def submit(
+    database: Database, settings: DftSettings, runner: Runner, choice: Choice
+) -> list[Handed]:
+    """Hand crystals to a runner; one that cannot be never stops the others.
+
+    Raises:
+        ConfigError: atomate2 or the runner's package is not installed, or not set up.
+        FilterError: The filter is not understood.
+    """
+    dft_makers.require_atomate2()
+    with database.session(write=False) as session:
+        wanted = dft.wanted(
+            session,
+            settings.code,
+            dft_makers.document(settings),
+            limit=choice.limit,
+            filter=choice.filter,
+            policy=choice.policy,
+            stable=ThresholdSettings().stable,
+            resubmit=choice.resubmit,
+        )
+    return list(_hand_over(database, settings, runner, wanted))
+
+
+def _hand_over(
+    database: Database, settings: DftSettings, runner: Runner, wanted: list[Wanted]
+) -> Iterator[Handed]:
+    bar = progress.current()
+    bar.stage("dft", len(wanted))
+    for one in wanted:
+        try:
+            job_id = _hand(database, settings, runner, one)
+            if job_id is not None:
+                yield Handed(one.material_id, one.formula, job_id)
+        except ConfigError:
+            raise
+        except Exception as error:  # makers and the connections to queues fail in their own ways
+            yield Handed(one.material_id, one.formula, None, _told(error))
+        bar.advance()
+
+
+def _hand(database: Database, settings: DftSettings, runner: Runner, one: Wanted) -> str | None:
+    """Submit one job and return its id; None where another process submits it at this moment."""
+    flow = settings.flow(one.structure)
+    job_id: str = flow.output.uuid
+    with database.session() as session:
+        ours = dft.submit(
+            session,
+            one.relaxation_id,
+            settings.code,
+            dft_makers.document(settings),
+            runner=runner.name,
+            location=runner.location,
+            job_id=job_id,
+        )
+    if not ours:
+        return None
+    try:
+        runner.submit(flow)
+    except Exception as error:  # should the queue have the job after all, its result is ignored
+        with database.session() as session:
+            dft.fail(session, job_id, f"could not be submitted: {_told(error)}")
+        raise
+    return job_id
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error):.300}"
