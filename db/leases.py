@@ -62,9 +62,9 @@ def claim(
     lease_seconds: float,
     limit: int,
 ) -> list[Claim]:
-    """Lend up to ``limit`` candidates that want relaxing to a worker, oldest first.
+    """Lend up to ``limit`` candidates that want relaxing to a worker, largest first.
 
-    A candidate is lent when nobody holds it or its lease has run out. Commit before starting
+    So the last of a campaign are short, and no worker waits long for another one. A candidate is lent when nobody holds it or its lease has run out. Commit before starting
     the work. An empty list means that nothing is free, not that all is done (``unfinished``).
     """
     now = _now(session)
@@ -73,7 +73,7 @@ def claim(
     rows = session.scalars(
         select(Candidate.id)
         .where(wanted)
-        .order_by(Candidate.id)
+        .order_by(Candidate.nsites.desc(), Candidate.id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=Candidate)  # SQLite: the whole file is ours
     ).all()
@@ -91,7 +91,7 @@ def claim(
     )
     return [
         Claim(row.id, row.fence, structure_from_dict(row.structure))
-        for row in sorted(lent, key=lambda row: row.id)
+        for row in sorted(lent, key=lambda row: rows.index(row.id))
     ]
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from db import queries
@@ -20,6 +21,7 @@ from flows.rows import potential_row, relax_config, relax_settings, relaxation_r
 from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
     from sqlalchemy.orm import Session
 
     from relax.hull import Hull
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from relax.potentials import PotentialInfo
 
 _POLL_SECONDS = 2.0
-_CLAIMED_AT_ONCE = 256  # starting the worker processes costs seconds
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,18 @@ def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
     Other processes may do the same at the same time: each crystal is lent to one of them.
     """
     work = _work(config, campaign_id)
-    worker = worker_name()
     with work.database.session() as session:
         left = work.left(session)
     bar = progress.current()
     bar.stage("relax", left)
     best = Best(inputs.load_hull(config.hulls[0]), inputs.potential_info(config.potential))
     while left:
-        with work.database.session() as session:
-            claims = queries.claim(
-                session,
-                worker,
-                campaign_id=campaign_id,
-                potential_id=work.potential_id,
-                settings=work.settings,
-                lease_seconds=work.lease_seconds,
-                limit=_CLAIMED_AT_ONCE,
-            )
-        with closing(_relax_claims(work, claims)) as results:
+        done = 0
+        with closing(_relax_claimed(work)) as results:
             for result in results:
+                done += 1
                 bar.advance(note=best.after(result))
-        if not claims:  # all that is left is lent to other processes
+        if not done:  # all that is left is lent to other processes
             time.sleep(_POLL_SECONDS)
         with work.database.session() as session:
             left = work.left(session)
@@ -96,27 +88,49 @@ def _work(config: CampaignConfig, campaign_id: int) -> _Work:
     )
 
 
-def _relax_claims(work: _Work, claims: list[Claim]) -> Generator[RelaxResult]:
-    """Relax what was claimed and store each result at once.
+def _relax_claimed(work: _Work) -> Generator[RelaxResult]:
+    """Relax what nobody else has claimed and store each result at once.
 
-    Close it: that ends the worker processes and gives back what was not reached.
+    Close it: that ends the worker processes and gives back what was not done.
     """
     from relax.optimize import relax_iter
 
-    if not claims:
-        return
-    held = dict(enumerate(claims))
-    structures = [claim.structure for claim in claims]
+    held: dict[int, Claim] = {}
     with heartbeat(work.database, held, work.lease_seconds):
         try:
+            structures = _claimed_one_by_one(work, held)
             with closing(relax_iter(structures, work.potential, work.config)) as results:
                 for index, result in results:
-                    claim = held.pop(index)
-                    _record(work, claim, result)
+                    _record(work, held.pop(index), result)
                     yield result
         finally:
             with work.database.session() as session:
                 queries.release(session, list(held.values()))
+
+
+def _claimed_one_by_one(work: _Work, held: dict[int, Claim]) -> Generator[Structure]:
+    """Claim a crystal whenever one is asked for, so that others find work as long as there is any.
+
+    Args:
+        work: What is to be relaxed.
+        held: Takes up each claim under the number of its crystal, from 0.
+    """
+    worker = worker_name()
+    for index in count():
+        with work.database.session() as session:
+            claims = queries.claim(
+                session,
+                worker,
+                campaign_id=work.campaign_id,
+                potential_id=work.potential_id,
+                settings=work.settings,
+                lease_seconds=work.lease_seconds,
+                limit=1,
+            )
+        if not claims:
+            return
+        (held[index],) = claims
+        yield held[index].structure
 
 
 def _record(work: _Work, claim: Claim, result: RelaxResult) -> None:

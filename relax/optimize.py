@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -127,7 +127,7 @@ def relax(
 
 
 def relax_iter(
-    structures: Sequence[Structure],
+    structures: Iterable[Structure],
     potential: str | Potential = "chgnet",
     config: RelaxConfig | None = None,
 ) -> Generator[tuple[int, RelaxResult]]:
@@ -137,7 +137,9 @@ def relax_iter(
     nothing but itself.
 
     Args:
-        structures: Not changed.
+        structures: Not changed. A sequence is begun with its largest structures, so that none of
+            them keeps one process busy at the end; from anything else the next one is drawn when
+            a process is free for it.
         potential: A name or path as for `relax.potentials.load`, or a loaded potential, which
             relaxes in the calling process.
         config: Settings; None for the defaults.
@@ -149,8 +151,8 @@ def relax_iter(
         RelaxError: There is no such potential, its weights cannot be had, or the worker processes
             cannot start.
     """
-    from relax.relaxation import flaw_of, relax_one
-    from relax.workers import run_in_workers
+    from relax.relaxation import relax_one
+    from relax.workers import cores, run_in_workers
 
     config = config or RelaxConfig()
     if isinstance(potential, Potential) or config.workers == 0:
@@ -162,12 +164,9 @@ def relax_iter(
         for index, structure in enumerate(structures):
             yield index, relax_one(structure, loaded, config)
         return
-    info = find(potential)
-    sound: list[int] = []
-    for index, structure in enumerate(structures):
-        flawed = flaw_of(structure, info, config)
-        if flawed is None:
-            sound.append(index)
-        else:
-            yield index, flawed
-    yield from run_in_workers({index: structures[index] for index in sound}, potential, config)
+    find(potential)  # a name that is wrong is told before any process starts
+    jobs: Iterator[tuple[int, Structure]] = enumerate(structures)
+    if isinstance(structures, Sequence):
+        jobs = iter(sorted(jobs, key=lambda job: -len(job[1])))
+        config = replace(config, workers=min(config.workers or cores(), max(len(structures), 1)))
+    yield from run_in_workers(jobs, potential, config)

@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
@@ -61,12 +61,13 @@ class _News:
 
 
 def run_in_workers(
-    structures: Mapping[int, Structure], potential: str, config: RelaxConfig
+    structures: Iterator[tuple[int, Structure]], potential: str, config: RelaxConfig
 ) -> Iterator[tuple[int, RelaxResult]]:
     """Relax structures in processes of their own.
 
     Args:
-        structures: By index.
+        structures: Each with its index; the next one is drawn when a process is free for it, none
+            after the first end.
         potential: A name or path as for `relax.potentials.load`.
         config: Settings.
 
@@ -76,18 +77,17 @@ def run_in_workers(
     Raises:
         RelaxError: No worker can start, or one cannot load the potential.
     """
-    if not structures:
+    first = next(structures, None)  # before any process starts in vain
+    if first is None:
         return
-    # large ones first, so that no worker is left alone with one of them at the end
-    waiting = deque(sorted(structures, key=lambda index: -len(structures[index])))
+    waiting = _Waiting(chain([first], structures))
     info = find(potential)
-    left = len(waiting)
     workers: list[_Worker] = []
     end = "it could not be started"
     try:
-        for _ in range(min(config.workers or _cores(), left)):
+        for _ in range(config.workers or cores()):
             workers.append(_start(potential, config))
-        while left:
+        while not waiting.ended or any(worker.index is not None for worker in workers):
             if not workers:
                 raise RelaxError(f"relaxation: no worker process could start: {end}")
             wait([worker.pipe for worker in workers], timeout=_patience(workers, config))
@@ -97,19 +97,32 @@ def run_in_workers(
                     continue
                 index, result, end = worker.index, news.result, news.end or end
                 if news.end is None:
-                    _assign(worker, waiting, structures)
+                    _assign(worker, waiting.draw())
                 else:
                     worker.stop()
                     workers.remove(worker)
-                    if worker.ready and waiting:
+                    if worker.ready and not waiting.ended:
                         workers.append(_start(potential, config))
                     result = never_started(info, Status.FAILED, news.end)
                 if index is not None:
-                    left -= 1
                     yield index, result or never_started(info, Status.FAILED, "no result")
     finally:
         for worker in workers:
             worker.stop()
+
+
+class _Waiting:
+    """Structures that no process has begun."""
+
+    def __init__(self, structures: Iterator[tuple[int, Structure]]) -> None:
+        self._structures = structures
+        self.ended = False
+
+    def draw(self) -> tuple[int, Structure] | None:
+        """Return the next one and its index; None for ever after the last."""
+        job = None if self.ended else next(self._structures, None)
+        self.ended = job is None
+        return job
 
 
 def _listen(worker: _Worker, config: RelaxConfig) -> _News | None:
@@ -147,13 +160,13 @@ def _start(potential: str, config: RelaxConfig) -> _Worker:
     return _Worker(process, ours)
 
 
-def _assign(worker: _Worker, waiting: deque[int], structures: Mapping[int, Structure]) -> None:
+def _assign(worker: _Worker, job: tuple[int, Structure] | None) -> None:
     """Give the worker its next structure; one without work stays idle until all is done."""
-    worker.index = waiting.popleft() if waiting else None
+    worker.index = None if job is None else job[0]
     worker.since = time.monotonic()
-    if worker.index is not None:
+    if job is not None:
         with contextlib.suppress(OSError):  # has it just died, its closed pipe is noticed next
-            worker.pipe.send(structures[worker.index])
+            worker.pipe.send(job[1])
 
 
 def _patience(workers: list[_Worker], config: RelaxConfig) -> float | None:
@@ -172,5 +185,6 @@ def _death(worker: _Worker) -> str:
     return f"its process ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
