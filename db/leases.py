@@ -64,7 +64,8 @@ def claim(
 ) -> list[Claim]:
     """Lend up to ``limit`` candidates that want relaxing to a worker, largest first.
 
-    So the last of a campaign are short, and no worker waits long for another one. A candidate is lent when nobody holds it or its lease has run out. Commit before starting
+    So the last ones of a campaign are short, and no worker waits long for another.
+    A candidate is lent when nobody holds it or its lease has run out. Commit before starting
     the work. An empty list means that nothing is free, not that all is done (``unfinished``).
     """
     now = _now(session)

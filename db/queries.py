@@ -49,6 +49,8 @@ from db.records import (
     candidates_like,
     finish_campaign,
     get_or_create_campaign,
+    lock_verdicts,
+    mark_duplicates,
     newest_candidate,
     record_stability,
     register_checkpoint,
@@ -56,6 +58,7 @@ from db.records import (
     register_reference,
     relaxed_like,
     unfinished_seeds,
+    unique_like,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +84,8 @@ __all__ = [
     "claim",
     "finish_campaign",
     "get_or_create_campaign",
+    "lock_verdicts",
+    "mark_duplicates",
     "material_id",
     "newest_candidate",
     "record_relaxation",
@@ -95,6 +100,7 @@ __all__ = [
     "table_counts",
     "unfinished",
     "unfinished_seeds",
+    "unique_like",
     "unscreened",
 ]
 

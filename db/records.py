@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import ColumnElement, exists, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -34,15 +34,18 @@ if TYPE_CHECKING:
 
 ADD_LOCK = 5_266_239
 """PostgreSQL advisory lock held while a batch and its candidates are added."""
+VERDICT_LOCK = 5_266_241
+"""PostgreSQL advisory lock held while a verdict is stored, and with it who is unique."""
 
 
 @dataclass(frozen=True)
 class Like:
-    """A stored crystal that may be the same as another one."""
+    """A stored crystal that may be the same as another one; as relaxed, its relaxation."""
 
     candidate_id: int
     fingerprint: str
     structure: Structure
+    relaxation_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -243,20 +246,57 @@ def relaxed_like(
     """Relaxed crystals, by the same potential, of candidates older than row ``before``.
 
     Only the same reduced formula; the caller judges. A candidate is unique when none of these
-    matches, which gives the same answer whatever the order in which verdicts are made.
+    matches. Older ones may still be at work, in another campaign: when one of them is judged, it
+    takes the younger ones with it (``unique_like``).
     """
+    return _relaxed_of_formula(session, structure, potential_id, Candidate.id < before)
+
+
+def unique_like(
+    session: Session, structure: Structure, *, potential_id: int, after: int
+) -> list[Like]:
+    """Like ``relaxed_like``, but candidates younger than row ``after`` that were called unique."""
+    unique = exists().where(Stability.relaxation_id == Relaxation.id, Stability.is_unique.is_(True))
+    return _relaxed_of_formula(session, structure, potential_id, (Candidate.id > after) & unique)
+
+
+def _relaxed_of_formula(
+    session: Session, structure: Structure, potential_id: int, condition: ColumnElement[bool]
+) -> list[Like]:
     rows = session.execute(
-        select(Candidate.id, Candidate.fingerprint, Relaxation.structure)
+        select(Candidate.id, Candidate.fingerprint, Relaxation.structure, Relaxation.id)
         .join(Relaxation, Relaxation.candidate_id == Candidate.id)
         .where(
             Candidate.chemical_formula_reduced == _reduced_formula(structure),
-            Candidate.id < before,
             Relaxation.potential_id == potential_id,
             Relaxation.status == "converged",
+            condition,
         )
         .order_by(Candidate.id, Relaxation.id)
     )
-    return [Like(row.id, row.fingerprint, structure_from_dict(row.structure)) for row in rows]
+    return [
+        Like(candidate, fingerprint, structure_from_dict(relaxed or {}), relaxation)
+        for candidate, fingerprint, relaxed, relaxation in rows
+    ]
+
+
+def lock_verdicts(session: Session) -> None:
+    """Let nobody else store verdicts until the end of this transaction.
+
+    What is looked up after this, no verdict stored meanwhile can have missed.
+    """
+    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer anyway
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": VERDICT_LOCK})
+
+
+def mark_duplicates(session: Session, relaxation_ids: list[int], of_candidate: int) -> None:
+    """Take back that these relaxed crystals are unique: an older candidate is the same."""
+    session.execute(
+        update(Stability)
+        .where(Stability.relaxation_id.in_(relaxation_ids), Stability.is_unique.is_(True))
+        .values(is_unique=False, duplicate_of_id=of_candidate)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def add_candidate(

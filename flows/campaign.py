@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import progress, tasks
+from flows import cluster, progress, tasks
 from flows.settings import CampaignConfig
 
 
@@ -36,6 +36,22 @@ def _campaign(config: CampaignConfig) -> int:
     progress.current().stage("generate", config.n)
     for number in range(config.number_of_batches):
         tasks.generate(config, campaign, number)
-    tasks.relax(config, campaign)
+    _relax(config, campaign)
     tasks.screen(config, campaign)
+    tasks.publish(config, campaign)
     return campaign
+
+
+def _relax(config: CampaignConfig, campaign: int) -> None:
+    if config.dask is None:
+        tasks.relax(config, campaign)
+    else:
+        shared = relax_on_cluster.with_options(task_runner=cluster.task_runner(config.dask))
+        shared(config, campaign, config.dask.jobs)
+
+
+@flow(name="relax-on-cluster", persist_result=False)
+def relax_on_cluster(config: CampaignConfig, campaign: int, jobs: int) -> None:
+    """Let several workers relax one campaign; each crystal is lent to one of them."""
+    for job in [tasks.relax.submit(config, campaign) for _ in range(jobs)]:
+        job.result()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flows.errors import ConfigError
 
 # What tells how or where to run, but not what comes out.
-_NOT_IN_IDENTITY = frozenset({"database", "workers", "key", "lease_seconds"})
+_NOT_IN_IDENTITY = frozenset({"database", "workers", "key", "lease_seconds", "dask"})
 
 
 class _Settings(BaseModel):
@@ -112,6 +112,30 @@ class ThresholdSettings(_Settings):
         return self
 
 
+class DaskSettings(_Settings):
+    """A cluster that shares the relaxations of a campaign (`uv sync --extra dask`)."""
+
+    jobs: int = Field(
+        default=2,
+        ge=1,
+        le=10_000,
+        description="Dask workers; each relaxes with `workers` processes.",
+    )
+    cluster: str = Field(
+        default="distributed.LocalCluster",
+        pattern=r"^[A-Za-z_][\w.]*\.\w+$",
+        description="Its class, such as dask_jobqueue.SLURMCluster.",
+    )
+    options: dict[str, Any] = Field(
+        default={"threads_per_worker": 1},
+        description="Arguments of the class, one thread a worker.",
+    )
+    address: str | None = Field(
+        default=None,
+        description="Of a scheduler that runs already, instead of cluster and options.",
+    )
+
+
 class CampaignConfig(_Settings):
     """All the settings of one campaign; also the parameter schema of the Prefect flow."""
 
@@ -149,6 +173,9 @@ class CampaignConfig(_Settings):
     )
     workers: int | None = Field(
         default=None, ge=0, le=1024, description="Processes; None: one per core, 0: none."
+    )
+    dask: DaskSettings | None = Field(
+        default=None, description="Share the relaxations on a Dask cluster; None: not."
     )
     lease_seconds: int = Field(
         default=300,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from flows.rows import verdict_basis
 from flows.settings import CampaignConfig, ThresholdSettings, one_line
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from relax.hull import Hull
     from relax.matching import Reference
     from relax.potentials import PotentialInfo
@@ -47,8 +49,50 @@ def _screen_against(
             )
         row = judge.verdict(one, older)
         with database.session() as session:
-            queries.record_stability(session, row)
+            _record(session, one, row, older, basis.potential_id)
         bar.advance()
+
+
+def _record(
+    session: Session, one: Relaxed, row: models.Stability, older: Sequence[Like], potential_id: int
+) -> None:
+    """Store a verdict, with what campaigns that run in parallel have relaxed and judged meanwhile.
+
+    Args:
+        session: An open session.
+        one: The crystal.
+        row: Its verdict.
+        older: The crystals that it was compared with.
+        potential_id: What relaxed them.
+    """
+    queries.lock_verdicts(session)
+    if row.is_unique:
+        compared = {like.relaxation_id for like in older}
+        now = queries.relaxed_like(
+            session, one.structure, potential_id=potential_id, before=one.candidate_id
+        )
+        late = [like for like in now if like.relaxation_id not in compared]
+        row.duplicate_of_id = next((like.candidate_id for like in _same(one, late)), None)
+        row.is_unique = row.duplicate_of_id is None
+    if row.is_unique is not None:
+        younger = queries.unique_like(
+            session, one.structure, potential_id=potential_id, after=one.candidate_id
+        )
+        same = [like.relaxation_id for like in _same(one, younger) if like.relaxation_id]
+        queries.mark_duplicates(session, same, one.candidate_id)
+    queries.record_stability(session, row)
+
+
+def _same(one: Relaxed, alike: Iterable[Like]) -> Iterator[Like]:
+    """Yield those that are the same crystal, as far as they can be compared."""
+    from relax.matching import matches
+
+    for like in alike:
+        try:
+            if matches(like.structure, one.structure):
+                yield like
+        except Exception:  # the matcher's; the other one's own verdict tells why
+            continue
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import stage_generate, stage_relax, stage_screen
-from flows.settings import CampaignConfig
+from flows import artifacts, stage_generate, stage_relax, stage_screen
+from flows.settings import CampaignConfig, one_line
 
 
 def is_transient(task: Any, task_run: Any, state: Any) -> bool:
@@ -57,3 +57,12 @@ def relax(config: CampaignConfig, campaign: int) -> None:
 def screen(config: CampaignConfig, campaign: int) -> None:
     """Judge and store what has no verdict yet."""
     stage_screen.screen_pending(config, campaign)
+
+
+@task(cache_policy=NO_CACHE)
+def publish(config: CampaignConfig, campaign: int) -> None:
+    """Show the campaign on Prefect's page; it is none the worse where that fails."""
+    try:
+        artifacts.publish(config, campaign)
+    except Exception as error:
+        get_run_logger().warning("nothing to see on this page: %s", one_line(error))

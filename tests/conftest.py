@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.db_kinds import KINDS
+
 if TYPE_CHECKING:
     from db.session import Database
 
@@ -26,10 +28,7 @@ if "PREFECT_HOME" not in os.environ:
     os.environ["PREFECT_HOME"] = _HOME.name
 
 
-_KINDS = ["sqlite"] + (["postgresql"] if "SYMMBFN_TEST_POSTGRESQL" in os.environ else [])
-
-
-@pytest.fixture(params=_KINDS)
+@pytest.fixture(params=KINDS)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a new, empty database of each kind that can be had here."""
     from tests.db_support import url_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,7 @@ from sqlalchemy.orm import Session
 from db import queries
 from db.documents import structure_to_dict
 from db.models import Batch, Campaign, Checkpoint, Potential, Reference, Relaxation, Stability
-
-POSTGRESQL = os.environ.get("SYMMBFN_TEST_POSTGRESQL")
-"""URL of a PostgreSQL database in which these tests may make and drop schemas."""
+from tests.db_kinds import postgresql
 
 RELAX = {"fmax": 0.05, "max_steps": 500}
 SCREEN = {"metastable": 0.1, "stable": 0.0}
@@ -41,19 +38,16 @@ def url_of(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'test.db'}"
         return
-    assert POSTGRESQL is not None
+    place = make_url(postgresql())
     schema = f"test_{uuid.uuid4().hex}"
-    server = create_engine(make_url(POSTGRESQL).set(drivername="postgresql+psycopg"))
+    server = create_engine(place.set(drivername="postgresql+psycopg"))
     with server.begin() as connection:
         connection.execute(text(f"CREATE SCHEMA {schema}"))
-    url = make_url(POSTGRESQL).update_query_dict({"options": f"-csearch_path={schema}"})
+    url = place.update_query_dict({"options": f"-csearch_path={schema}"})
     yield url.render_as_string(hide_password=False)
     with server.begin() as connection:
         connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
     server.dispose()
-
-
-KINDS = ["sqlite"] + (["postgresql"] if POSTGRESQL else [])
 
 
 @dataclass(frozen=True)

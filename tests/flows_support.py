@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
+from sqlalchemy import event, select
+from sqlalchemy.orm import Session
 
+from db import queries
+from db.models import Relaxation
+from db.session import Database
 from flows.settings import CampaignConfig
 
 KNOWN = "known.extxyz"
@@ -112,6 +120,38 @@ def run_stages(config: CampaignConfig) -> int:
     relax_pending(config, campaign)
     screen_pending(config, campaign)
     return campaign
+
+
+def table(database: Database) -> list[tuple[Any, ...]]:
+    """All that a campaign found, in a form that two runs can be compared by."""
+    with database.session(write=False) as session:
+        frame = queries.candidates(session, sort="material_id")
+    columns = ["formula_pretty", "nsites", "state", "verdict", "is_unique", "is_novel"]
+    energies = frame["energy_per_atom"].round(4).fillna(0.0).tolist()
+    rows = frame[columns].astype(object).where(frame[columns].notna(), None).values.tolist()
+    return sorted((*row, energy) for row, energy in zip(rows, energies, strict=True))
+
+
+def relaxations(database: Database) -> dict[int, Any]:
+    """Every stored relaxation with the time when it was stored."""
+    with database.session(write=False) as session:
+        rows = session.execute(select(Relaxation.candidate_id, Relaxation.created_at))
+        return {row.candidate_id: row.created_at for row in rows}
+
+
+def run_until_commit(settings: str, last: int) -> None:
+    """Run a campaign, and be killed without warning right after its `last`-th commit.
+
+    Savepoints count, so that some of these kills come in the middle of a transaction.
+    """
+    commits = count(1)
+
+    def after_commit(_: Session) -> None:
+        if next(commits) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Session, "after_commit", after_commit)
+    run_stages(CampaignConfig.model_validate_json(settings))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from db.errors import FilterError
 from db.fields import FIELDS, LIST_FIELDS, candidate_rows
 from db.models import Candidate
 from db.session import Database, open_database
-from tests.db_support import KINDS, filled, url_of
+from tests.db_kinds import KINDS
+from tests.db_support import filled, url_of
 
 
 @pytest.fixture(params=KINDS, scope="module")

@@ -16,7 +16,8 @@ from db import queries
 from db.errors import DatabaseError, SchemaError
 from db.models import Base, Campaign
 from db.session import Database, open_database
-from tests.db_support import KINDS, base_rows
+from tests.db_kinds import KINDS
+from tests.db_support import base_rows
 
 
 def sha256(file: Path) -> str:

@@ -57,9 +57,11 @@ from symmbfn.errors import SymmBFNError
 from symmbfn.files import write_structures
 from tests.flows_support import (
     KNOWN,
+    relaxations,
     rocksalt,
     run_stages,
     symmbfn,
+    table,
     tiny_checkpoint,
     tiny_config,
 )
@@ -72,23 +74,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def url(folder: Path, name: str = "mine") -> str:
     return f"sqlite:///{folder / name}.db"
-
-
-def table(database: Database) -> list[tuple[Any, ...]]:
-    """All that a campaign found, in a form that two runs can be compared by."""
-    with database.session(write=False) as session:
-        frame = queries.candidates(session, sort="material_id")
-    columns = ["formula_pretty", "nsites", "state", "verdict", "is_unique", "is_novel"]
-    energies = frame["energy_per_atom"].round(4).fillna(0.0).tolist()
-    rows = frame[columns].astype(object).where(frame[columns].notna(), None).values.tolist()
-    return sorted((*row, energy) for row, energy in zip(rows, energies, strict=True))
-
-
-def relaxations(database: Database) -> dict[int, Any]:
-    """Every stored relaxation with the time when it was stored."""
-    with database.session(write=False) as session:
-        rows = session.execute(select(Relaxation.candidate_id, Relaxation.created_at))
-        return {row.candidate_id: row.created_at for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -202,23 +187,6 @@ def test_after_a_kill_in_the_relaxation_the_rest_is_done_and_nothing_twice(
     assert time.monotonic() - began < config.lease_seconds  # they were not waited for
     assert finished.items() <= relaxations(database).items()
     assert table(database) == table(undisturbed)
-
-
-@pytest.mark.slow
-def test_after_kills_in_every_stage_the_table_is_the_same(
-    checkpoint: Path, tmp_path: Path, undisturbed: Database
-) -> None:
-    def batches(database: Database) -> int:
-        with database.session(write=False) as session:
-            return len(queries.batch_numbers(session, 1))
-
-    config = tiny_config(checkpoint, url(tmp_path))
-    killed_when(config, lambda database: batches(database) >= 1)
-    killed_when(config, lambda database: batches(database) >= 2)
-    for count in (1, 2):
-        killed_when(config, lambda database, count=count: len(relaxations(database)) >= count)
-    run_stages(config)
-    assert table(open_database(config.database)) == table(undisturbed)
 
 
 def drawn_campaign(config: CampaignConfig, crystals: list[Structure], relaxed: bool) -> int:

@@ -1,15 +1,30 @@
-"""The temporary Prefect server: it answers, is nobody else's, and ends with a killed command."""
+"""Prefect's part: the temporary server, the deployments, and what a run shows on the page."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.flows_support import environment
+import httpx
+import pytest
+import yaml
+
+from db import queries
+from db.session import open_database
+from flows.campaign import discover
+from flows.settings import CampaignConfig
+from tests.flows_support import environment, tiny_checkpoint, tiny_config
+
+ROOT = Path(__file__).parents[1]
+PREFECT_YAML = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
 
 PROGRAM = """
 import sys, time
@@ -46,3 +61,107 @@ def test_the_server_ends_with_a_killed_command(tmp_path: Path) -> None:
     if not gone:
         os.kill(server, signal.SIGKILL)
     assert gone and not Path(folder).exists()
+
+
+def test_a_campaign_file_and_the_parameters_of_a_deployment_are_one_model() -> None:
+    config = CampaignConfig.from_toml(ROOT / "examples" / "campaign.toml")
+    table = config.model_dump(mode="json")
+    assert discover.validate_parameters({"config": table}) == {"config": config}
+    wrong = {"config": {**table, "relaxation": {"fmaks": 0.1}}}
+    with pytest.raises(Exception, match=r"relaxation.fmaks"):
+        discover.validate_parameters(wrong)
+    (deployed,) = (one for one in PREFECT_YAML["deployments"] if one["name"] == "discover")
+    assert discover.validate_parameters(deployed["parameters"])["config"].seed is None
+
+
+@contextmanager
+def running(*arguments: str, env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `prefect` with these arguments in the background within the block."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *arguments],
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def until(condition: Any, seconds: float) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(1)
+
+
+@pytest.mark.slow
+def test_a_deployed_campaign_runs_by_the_clock_and_late_runs_do_not_pile_up(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    database = f"sqlite:///{tmp_path / 'campaigns.db'}"
+    env = {
+        **environment(tmp_path),
+        "PREFECT_API_URL": api,
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "SYMMBFN_DB": database,
+    }
+    config = tiny_config(tiny_checkpoint(tmp_path / "checkpoint"), database, seed=None)
+    for one in PREFECT_YAML["deployments"]:
+        if one["name"] == "discover":
+            one["parameters"]["config"] = config.model_dump(mode="json", exclude={"database"})
+            one["schedules"] = [{"cron": "* * * * *"}]
+        else:
+            one.pop("schedules", None)
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(PREFECT_YAML), encoding="utf-8")
+
+    def prefect(*arguments: str) -> None:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{api}/health", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def ask(what: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = httpx.post(
+            f"{api}/{what}/filter", json={}, trust_env=False, timeout=60
+        ).json()
+        return found
+
+    def states() -> list[str]:
+        return [run["state_name"] for run in ask("flow_runs")]
+
+    server_log, worker_log = tmp_path / "server.log", tmp_path / "worker.log"
+    with running("server", "start", "--port", str(port), env=env, log=server_log):
+        until(answers, 120)
+        prefect("work-pool", "create", "symmbfn", "--type", "process")
+        prefect("deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml"))
+        until(lambda: states().count("Late") >= 2, 400)  # nobody works: they are late
+        with running("worker", "start", "--pool", "symmbfn", env=env, log=worker_log):
+            until(lambda: "Completed" in states() and "Late" not in states(), 400)
+        assert "Cancelled" in states() and not {"Failed", "Crashed"} & set(states())
+        (run, *_) = [run for run in ask("flow_runs") if run["state_name"] == "Completed"]
+        assert run["auto_scheduled"] and run["deployment_id"]
+        shown = {one["key"] for one in ask("artifacts")}
+        assert {"funnel", "best-candidates"} <= shown
+    assert "Error" not in server_log.read_text(encoding="utf-8")
+    with open_database(database).session(write=False) as session:
+        counts = queries.table_counts(session)
+        assert counts["campaign"] >= 1 and queries.batch_numbers(session, 1) == {0, 1}
+        assert counts["relaxation"] and counts["stability"]

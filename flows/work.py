@@ -1,0 +1,86 @@
+"""Relaxing for campaigns that others have started: what `symmbfn work` does, without Prefect.
+
+Any machine that reaches the database may help. Each crystal is lent to one process at a time, so
+helpers need to know nothing of each other, may come and go, and may be killed.
+"""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import select
+
+from db import queries
+from db.documents import content_hash
+from db.models import Campaign
+from db.session import Database, open_database
+from flows import inputs
+from flows.errors import ConfigError
+from flows.rows import potential_row, relax_config, relax_settings
+from flows.settings import CampaignConfig
+from flows.stage_relax import relax_pending
+
+_POLL_SECONDS = 5.0
+
+
+def work(
+    url: str | None, name: str | None = None, *, workers: int | None = None, wait: bool = False
+) -> None:
+    """Relax what unfinished campaigns have left, oldest campaign first.
+
+    Args:
+        url: Of the database.
+        name: Only for the newest campaign of this name.
+        workers: Processes; None: one per core, 0: none.
+        wait: Stay, for crystals still to be drawn and campaigns still to begin; with a name, until
+            that campaign is finished.
+
+    Raises:
+        DatabaseError: No such database or campaign.
+        ConfigError, RelaxError: This machine has not what the campaign relaxes with.
+    """
+    database = open_database(url, create=False)
+    while True:
+        unfinished = _unfinished(database, name)
+        for campaign in unfinished:
+            relax_pending(campaign_config(database, campaign, url, workers), campaign)
+        if not wait or (name is not None and not unfinished):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def campaign_config(
+    database: Database, campaign_id: int, url: str | None, workers: int | None
+) -> CampaignConfig:
+    """Return the settings of a stored campaign, to be run on this machine.
+
+    Raises:
+        ConfigError: The potential has other weights here, or this release relaxes otherwise.
+    """
+    with database.session() as session:
+        campaign = session.get_one(Campaign, campaign_id)
+        stored = {**campaign.config, "seed": campaign.seed}
+        config = CampaignConfig.build(
+            {**stored, "database": url, "workers": workers}, where=f"campaign {campaign.name}"
+        )
+        potential = potential_row(session, inputs.potential_info(config.potential))
+        if campaign.potential_id not in (None, potential.id):
+            raise ConfigError(
+                f"campaign {campaign.name}: its potential {config.potential!r} has other weights "
+                "or another precision on this machine; install what the campaign began with"
+            )
+        settings = content_hash(relax_settings(relax_config(config)))
+        if campaign.relax_settings_hash not in (None, settings):
+            raise ConfigError(
+                f"campaign {campaign.name}: this release relaxes in another way than the one that "
+                f"began it ({campaign.code_version}); install that one here, too"
+            )
+    return config
+
+
+def _unfinished(database: Database, name: str | None) -> list[int]:
+    with database.session(write=False) as session:
+        rows = select(Campaign.id).where(Campaign.finished_at.is_(None)).order_by(Campaign.id)
+        if name is not None:
+            rows = rows.where(Campaign.id == queries.campaign_id(session, name))
+        return list(session.scalars(rows))

@@ -1,0 +1,123 @@
+"""Campaigns whose processes are killed, or share the work, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from db import queries
+from db.models import Campaign, Candidate
+from db.session import Database, open_database
+from flows.settings import CampaignConfig
+from tests.db_kinds import KINDS
+from tests.db_support import url_of
+from tests.flows_support import (
+    relaxations,
+    run_stages,
+    run_until_commit,
+    table,
+    tiny_checkpoint,
+    tiny_config,
+)
+
+NEVER = -1
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.warm"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What is found when nothing disturbs."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('undisturbed') / 'mine.db'}"
+    run_stages(tiny_config(checkpoint, url))
+    return table(open_database(url))
+
+
+def begin(config: CampaignConfig, last: int = NEVER) -> ForkServerProcess:
+    """Start a process that runs the campaign and is killed after its `last`-th commit."""
+    process = FORKS.Process(target=run_until_commit, args=(config.model_dump_json(), last))
+    process.start()
+    return process
+
+
+def ended(process: ForkServerProcess) -> bool:
+    """Wait for its end; tell whether it had done all, rather than been killed."""
+    process.join(300)
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode == 0
+
+
+def each_once(database: Database) -> None:
+    """Check that there is one campaign, complete, and that nothing in it is there twice."""
+    with database.session(write=False) as session:
+        (campaign,) = session.scalars(select(Campaign)).all()
+        assert campaign.finished_at is not None
+        counts = queries.table_counts(session)
+        assert set(session.scalars(select(Candidate.lease_owner))) == {None}
+    assert (counts["batch"], counts["provenance"]) == (2, 4)
+    assert counts["relaxation"] == len(relaxations(database)) <= counts["candidate"] <= 4
+    assert counts["stability"] <= counts["relaxation"]
+
+
+def test_killed_again_and_again_a_campaign_ends_as_if_undisturbed(
+    checkpoint: Path, database_url: str, undisturbed: list[Any]
+) -> None:
+    config = tiny_config(checkpoint, database_url)
+    database = open_database(database_url)
+    finished: dict[int, Any] = {}
+    last, kills = 2, 0
+    while not ended(begin(config, last)):
+        assert finished.items() <= relaxations(database).items()
+        finished = relaxations(database)
+        last, kills = last + 2, kills + 1
+    assert kills >= 4
+    assert finished.items() <= relaxations(database).items()
+    assert table(database) == undisturbed
+    each_once(database)
+    database.close()
+
+
+def test_two_processes_run_one_campaign(
+    checkpoint: Path, database_url: str, undisturbed: list[Any]
+) -> None:
+    config = tiny_config(checkpoint, database_url)
+    assert [ended(one) for one in [begin(config), begin(config)]] == [True, True]
+    database = open_database(database_url)
+    assert table(database) == undisturbed
+    each_once(database)
+    with database.session(write=False) as session:
+        assert set(session.scalars(select(Candidate.fence))) <= {0, 1}, "one was lent twice"
+    database.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_after_any_commit_a_campaign_ends_as_if_undisturbed(
+    checkpoint: Path, tmp_path: Path, undisturbed: list[Any], kind: str
+) -> None:
+    kills, done = 0, False
+    while not done:
+        folder = tmp_path / str(kills)
+        folder.mkdir()
+        with url_of(kind, folder) as url:
+            config = tiny_config(checkpoint, url)
+            done = ended(begin(config, kills + 1))
+            database = open_database(url)
+            finished = relaxations(database)
+            assert ended(begin(config)) and table(database) == undisturbed, kills
+            assert finished.items() <= relaxations(database).items()
+            each_once(database)
+            database.close()
+        kills += not done
+    assert kills >= 20
