@@ -158,14 +158,15 @@ def _check_file(file: Path, create: bool) -> None:
 
 
 def _create_engine(url: URL) -> Engine:
+    # A connection for each transaction: nothing is shared between threads or forked processes,
+    # and nothing is left open by whoever forgets a database.
     if url.get_backend_name() == "postgresql":
         try:
-            return create_engine(url, pool_pre_ping=True)
+            return create_engine(url, poolclass=NullPool)
         except ImportError as error:
             raise DatabaseError(
                 "PostgreSQL needs the psycopg package: install it with `uv sync --extra postgresql`"
             ) from error
-    # A connection for each transaction: nothing is shared between threads or forked processes.
     pool: dict[str, Any] = {} if _sqlite_file(url) is None else {"poolclass": NullPool}
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **pool)
     event.listen(engine, "connect", _set_up_sqlite)

@@ -61,6 +61,7 @@ class TemporaryServer:
                 env={
                     "PREFECT_API_DATABASE_CONNECTION_URL": database,  # unless the user has another
                     **os.environ,
+                    "PREFECT_HOME": self.folder.name,  # the user's is shared by other commands
                     "PREFECT_UI_ENABLED": "false",
                 },
                 stdin=subprocess.DEVNULL,
