@@ -8,11 +8,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from db import queries
 from db.session import open_database
@@ -20,16 +16,16 @@ from flows.outcome import Outcome, outcome
 from flows.report_svg import hull_histogram
 from flows.settings import CampaignConfig
 
-COLUMNS = (
-    "material_id",
-    "formula_pretty",
-    "space_group",
-    "energy_above_hull",
-    "formation_energy_per_atom",
-    "verdict",
-    "is_unique",
-    "is_novel",
-)
+_COLUMNS = {
+    "material_id": "id",
+    "formula_pretty": "formula",
+    "space_group": "group",
+    "energy_above_hull": "E above hull",
+    "formation_energy_per_atom": "E formation",
+    "verdict": "verdict",
+    "is_unique": "unique",
+    "is_novel": "novel",
+}
 _FUNNEL = ("generated", "valid", "distinct", "relaxed", "stable", "metastable", "unique", "novel")
 _NEW = {"sun": "stable, unique and novel", "msun": "metastable, unique and novel"}
 _STYLE = """
@@ -55,8 +51,8 @@ def publish(config: CampaignConfig, campaign_id: int) -> None:
     )
     if len(table):
         picture = hull_histogram(table["energy_above_hull"].to_numpy(), config.thresholds)
-        create_image_artifact(
-            as_url(picture),
+        create_markdown_artifact(  # an image artifact would show its long address, too
+            f"![crystals by energy above the hull]({as_url(picture)})",
             key="energy-above-hull",
             description=f"Energies above the hull, eV/atom, in {found.campaign}",
         )
@@ -77,8 +73,8 @@ def best(found: Outcome) -> list[dict[str, Any]]:
     """Return the rows of the best candidates; energies in eV/atom."""
     return [
         {
-            name: round(row[name], 4) if isinstance(row[name], float) else row[name]
-            for name in COLUMNS
+            title: round(row[name], 3) if isinstance(row[name], float) else row[name]
+            for name, title in _COLUMNS.items()
         }
         for row in found.best
     ]

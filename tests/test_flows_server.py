@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import httpx
 import pytest
@@ -19,8 +21,11 @@ import yaml
 
 from db import queries
 from db.session import open_database
+from flows import artifacts
 from flows.campaign import discover
-from flows.settings import CampaignConfig
+from flows.outcome import Outcome
+from flows.report_svg import hull_histogram
+from flows.settings import CampaignConfig, ThresholdSettings
 from tests.flows_support import environment, tiny_checkpoint, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +77,25 @@ def test_a_campaign_file_and_the_parameters_of_a_deployment_are_one_model() -> N
         discover.validate_parameters(wrong)
     (deployed,) = (one for one in PREFECT_YAML["deployments"] if one["name"] == "discover")
     assert discover.validate_parameters(deployed["parameters"])["config"].seed is None
+
+
+def test_the_page_shows_the_funnel_the_best_and_a_picture_that_needs_no_other_file() -> None:
+    names = ["generated", "valid", "distinct", "relaxed", "stable", "metastable"]
+    counts = dict(zip(names, (16, 15, 14, 12, 2, 8), strict=True))
+    counts |= {"unique": 10, "novel": 9, "sun": 1, "msun": 4}
+    row = dict.fromkeys(artifacts._COLUMNS) | {"material_id": "sbfn-2", "energy_above_hull": -1 / 3}
+    found = Outcome(1, "mine", "sqlite:///mine.db", counts, {}, [row])
+    lines = artifacts.funnel(found).splitlines()
+    assert "| metastable | 8 | ██████████ 50% |" in lines
+    assert "| stable, unique and novel | 1 | █ 6% |" in lines
+    (best,) = artifacts.best(found)
+    assert (best["id"], best["E above hull"], best["novel"]) == ("sbfn-2", -0.333, None)
+    picture = hull_histogram([-0.02, 0.04, 0.3], ThresholdSettings())
+    kind, _, data = artifacts.as_url(picture).partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    drawn = ElementTree.fromstring(base64.b64decode(data))
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    assert ".metastable { fill" in (drawn[0].text or "")
 
 
 @contextmanager
@@ -149,12 +173,12 @@ def test_a_deployed_campaign_runs_by_the_clock_and_late_runs_do_not_pile_up(
 
     server_log, worker_log = tmp_path / "server.log", tmp_path / "worker.log"
     with running("server", "start", "--port", str(port), env=env, log=server_log):
-        until(answers, 120)
+        until(answers, 300)
         prefect("work-pool", "create", "symmbfn", "--type", "process")
         prefect("deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml"))
-        until(lambda: states().count("Late") >= 2, 400)  # nobody works: they are late
+        until(lambda: states().count("Late") >= 2, 900)  # nobody works: they are late
         with running("worker", "start", "--pool", "symmbfn", env=env, log=worker_log):
-            until(lambda: "Completed" in states() and "Late" not in states(), 400)
+            until(lambda: "Completed" in states() and "Late" not in states(), 900)
         assert "Cancelled" in states() and not {"Failed", "Crashed"} & set(states())
         (run, *_) = [run for run in ask("flow_runs") if run["state_name"] == "Completed"]
         assert run["auto_scheduled"] and run["deployment_id"]
