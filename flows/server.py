@@ -30,7 +30,7 @@ _ENVIRONMENT = {
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_CLI_COLORS": "false",
 }
-_TIMEOUT_SECONDS = 120.0
+_TIMEOUT_SECONDS = 300.0
 
 
 def set_environment() -> None:
@@ -74,7 +74,7 @@ class TemporaryServer:
         """Return when the server answers.
 
         Raises:
-            ConfigError: When it ended or stayed silent for two minutes.
+            ConfigError: When it ended or stayed silent for five minutes.
         """
         import httpx
 
@@ -91,7 +91,7 @@ class TemporaryServer:
         said = self._log.read().strip()
         raise ConfigError(
             "Prefect's temporary server did not start: "
-            f"{said.splitlines()[-1] if said else 'no answer in two minutes'}; "
+            f"{said.splitlines()[-1] if said else 'no answer in five minutes'}; "
             "start one with `prefect server start` and set PREFECT_API_URL"
         )
 
