@@ -289,11 +289,11 @@ def lock_verdicts(session: Session) -> None:
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": VERDICT_LOCK})
 
 
-def mark_duplicates(session: Session, relaxation_ids: list[int], of_candidate: int) -> None:
-    """Take back that these relaxed crystals are unique: an older candidate is the same."""
+def mark_duplicate(session: Session, like: Like, *, of_candidate: int) -> None:
+    """Take back that a relaxed crystal is unique: an older candidate is the same."""
     session.execute(
         update(Stability)
-        .where(Stability.relaxation_id.in_(relaxation_ids), Stability.is_unique.is_(True))
+        .where(Stability.relaxation_id == like.relaxation_id, Stability.is_unique.is_(True))
         .values(is_unique=False, duplicate_of_id=of_candidate)
         .execution_options(synchronize_session=False)
     )

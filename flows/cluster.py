@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import Any
+
+from prefect.task_runners import TaskRunner
 
 from flows.errors import ConfigError
 from flows.settings import DaskSettings
 
-if TYPE_CHECKING:
-    from prefect_dask import DaskTaskRunner
 
-
-def task_runner(settings: DaskSettings) -> DaskTaskRunner:
+def task_runner(settings: DaskSettings) -> TaskRunner[Any]:
     """Return what runs Prefect tasks on the cluster; it starts when the flow does.
 
     Raises:
         ConfigError: Dask, or the class of the cluster, is not there.
     """
     try:
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
     except ImportError as error:
         raise ConfigError(
             f"dask: {error}; install it with `uv sync --extra dask`, or leave the table out"
         ) from error
+    runner: TaskRunner[Any] = DaskTaskRunner(**_arguments(settings))
+    return runner
+
+
+def _arguments(settings: DaskSettings) -> dict[str, Any]:
     if settings.address is not None:
-        return DaskTaskRunner(address=settings.address)
+        return {"address": settings.address}
     module, _, name = settings.cluster.rpartition(".")
     try:
         kind = getattr(import_module(module), name)
@@ -34,6 +38,7 @@ def task_runner(settings: DaskSettings) -> DaskTaskRunner:
             f"dask.cluster: no class {settings.cluster!r} ({error}); write such as "
             "distributed.LocalCluster or dask_jobqueue.SLURMCluster"
         ) from error
-    return DaskTaskRunner(
-        cluster_class=kind, cluster_kwargs={"n_workers": settings.jobs, **settings.options}
-    )
+    return {
+        "cluster_class": kind,
+        "cluster_kwargs": {"n_workers": settings.jobs, **settings.options},
+    }

@@ -78,8 +78,8 @@ def _record(
         younger = queries.unique_like(
             session, one.structure, potential_id=potential_id, after=one.candidate_id
         )
-        same = [like.relaxation_id for like in _same(one, younger) if like.relaxation_id]
-        queries.mark_duplicates(session, same, one.candidate_id)
+        for like in _same(one, younger):
+            queries.mark_duplicate(session, like, of_candidate=one.candidate_id)
     queries.record_stability(session, row)
 
 
