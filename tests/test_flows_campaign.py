@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +138,7 @@ def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
         generate=generate_batch,
         relax=relax_pending,
         screen=screen_pending,
+        publish=lambda config, campaign: None,
     )
     monkeypatch.setattr("flows.campaign.tasks", stages)  # the stages without Prefect
     config = tiny_config(checkpoint, url(tmp_path), n=1, seed=None)
@@ -366,9 +367,11 @@ def test_an_interrupted_relaxation_ends_its_workers_and_gives_crystals_back(
     campaign = drawn_campaign(config, crystals, relaxed=False)
     ended: list[bool] = []
 
-    def relax_iter(*arguments: object) -> Iterator[tuple[int, RelaxResult]]:
+    def relax_iter(
+        structures: Iterable[Structure], *_: object
+    ) -> Iterator[tuple[int, RelaxResult]]:
         try:
-            for index in range(2):
+            for index, _structure in enumerate(list(structures)):  # both are claimed
                 yield index, never_started(find("chgnet"), Status.FAILED, "a test")
         finally:
             ended.append(True)

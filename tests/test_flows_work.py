@@ -183,7 +183,7 @@ def test_a_helper_with_another_potential_or_protocol_is_refused(
 
 def test_a_cluster_that_cannot_be_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "prefect_dask", None)
+        patch.setitem(sys.modules, "prefect_dask.task_runners", None)
         with pytest.raises(ConfigError, match=r"dask: .*uv sync --extra dask"):
             cluster.task_runner(DaskSettings())
     pytest.importorskip("prefect_dask")
