@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relax.formulas import reduced_formula
+from relax.matcher import ANGLE_TOLERANCE, LENGTH_TOLERANCE, VOLUME_TOLERANCE
 from relax.symmetry import dataset, dataset_of_cell
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _VOLUME_STEP = 0.02  # of the natural logarithm of the volume per atom over 1 Å
 # Fitted on MP-20: where most structures of the validation split are called as StructureMatcher does
 # against those of the training split (benchmarks/novelty.py).
 _DISTANCE_TOLERANCE = 0.14
-_LENGTH_TOLERANCE, _ANGLE_TOLERANCE = 0.2, 5.0  # StructureMatcher's ltol and angle_tol
-VOLUME_TOLERANCE = (1 + _LENGTH_TOLERANCE) ** 3  # factor between volumes per atom
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Invariants:
         if apart.max(initial=0) >= _DISTANCE_TOLERANCE or factor > VOLUME_TOLERANCE:
             return False
         mappings = self._lattice().find_all_mappings(
-            other._lattice(), ltol=_LENGTH_TOLERANCE, atol=_ANGLE_TOLERANCE
+            other._lattice(), ltol=LENGTH_TOLERANCE, atol=ANGLE_TOLERANCE
         )
         return next(iter(mappings), None) is not None
 

@@ -7,46 +7,40 @@ import io
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relax import known_cells, reference_index
+from relax.cells import Cell, Formula
 from relax.errors import RelaxError
-from relax.formulas import reduced_formula
-from relax.invariants import VOLUME_TOLERANCE, Invariants, fingerprint
+from relax.invariants import Invariants, fingerprint
+from relax.matcher import Matcher
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pymatgen.core import Structure
-    from pymatgen.core.structure_matcher import StructureMatcher
 
-__all__ = ["IndexReference", "Reference", "StructureReference", "fingerprint", "matches", "unique"]
+__all__ = ["Reference", "fingerprint", "matches", "unique"]
 
 _SHIPPED = Path(__file__).parent / "data"
 INDEXES = {"mp": False, "mp20-train": True}
 """The shipped indexes, and whether only those of MP-20's training split count."""
-_TRAINING = 1  # flag of the index: in the training split of MP-20
 
 
 def matches(one: Structure, other: Structure) -> bool:
     """Tell whether two crystals are the same.
 
-    pymatgen's StructureMatcher at its default tolerances decides, among crystals with finite
-    numbers and volumes per atom within its tolerance for lengths (it would match any volumes).
+    The criterion is that of pymatgen's StructureMatcher at its default tolerances, among crystals
+    with finite numbers and volumes per atom within its tolerance for lengths (it would match any
+    volumes); see `relax.matcher`, and benchmarks/matching.py for how often the two agree.
     """
-    if not (_comparable(one) and _comparable(other)):
+    first, second = Cell.of(one), Cell.of(other)
+    if first is None or second is None or first.formula != second.formula:
         return False
-    if _formula(one) != _formula(other):
-        return False
-    ratio = (one.volume / len(one)) / (other.volume / len(other))
-    if not 1 / VOLUME_TOLERANCE <= ratio <= VOLUME_TOLERANCE:
-        return False
-    return bool(_matcher().fit(one, other))
+    return Matcher.of(first).matches(Matcher.of(second))
 
 
 def unique(structures: Sequence[Structure]) -> NDArray[np.int64]:
@@ -61,18 +55,19 @@ def unique(structures: Sequence[Structure]) -> NDArray[np.int64]:
         (len(structures),).
     """
     representatives = np.arange(len(structures))
-    buckets: dict[str, list[int]] = {}
+    buckets: dict[Formula, list[tuple[int, Matcher]]] = {}
     for index, structure in enumerate(structures):
-        if not _comparable(structure):
+        if (cell := Cell.of(structure)) is None:
             continue
-        bucket = buckets.setdefault(_formula(structure), [])
-        twins = (first for first in bucket if matches(structures[first], structure))
+        bucket = buckets.setdefault(cell.formula, [])
         try:
+            own = Matcher.of(cell)
+            twins = (number for number, first in bucket if first.matches(own))
             twin = next(twins, None)
-        except Exception:  # the matcher raises whatever a strange cell leads it to
+        except Exception:  # a strange cell may have no reduced one
             continue
         if twin is None:
-            bucket.append(index)
+            bucket.append((index, own))
         else:
             representatives[index] = twin
     return representatives
@@ -84,10 +79,12 @@ class Reference(ABC):
     Attributes:
         name: What it was asked for by.
         sha256: Of its content.
+        attribution: Of the crystals.
     """
 
     name: str
     sha256: str
+    attribution: str = ""
 
     def novel(self, structures: Sequence[Structure]) -> NDArray[np.bool_]:
         """Tell which structures match no known one.
@@ -101,14 +98,19 @@ class Reference(ABC):
         found = np.zeros(len(structures), dtype=bool)
         for index, structure in enumerate(structures):
             try:
-                found[index] = _comparable(structure) and not self._knows(structure)
+                cell = Cell.of(structure)
+                found[index] = cell is not None and not self._knows(structure, cell)
             except Exception:  # as in `unique`
                 continue
         return found
 
     @abstractmethod
-    def _knows(self, structure: Structure) -> bool:
-        """Tell whether a structure that can be compared matches a known one."""
+    def __len__(self) -> int:
+        """Return how many crystals it knows."""
+
+    @abstractmethod
+    def _knows(self, structure: Structure, cell: Cell) -> bool:
+        """Tell whether a structure, its cell given, matches a known one."""
 
     @staticmethod
     def load(name_or_path: str | Path) -> Reference:
@@ -117,104 +119,57 @@ class Reference(ABC):
         Args:
             name_or_path: `mp` for the shipped index of Materials Project crystals (all that were
                 used, MP-20 included), `mp20-train` for those of MP-20's training split only, or
-                an index file (.npz) that `write_index` wrote.
+                an index file (.npz) that `write_index` or `KnownCells.write` wrote.
 
         Raises:
             RelaxError: There is no such index, or it cannot be read.
         """
         if (training := INDEXES.get(str(name_or_path))) is not None:
-            path = _SHIPPED / "reference-mp.npz"
-            return IndexReference.read(path, name=str(name_or_path), training_only=training)
+            return _read(_SHIPPED / "reference-mp.npz", str(name_or_path), training_only=training)
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise RelaxError(
                 f"no known structures {str(name_or_path)!r}; there are {', '.join(INDEXES)}, or "
                 "give a file of structures"
             )
-        return IndexReference.read(path, name=path.stem)
+        return _read(path, path.stem, training_only=False)
 
     @staticmethod
-    def from_structures(structures: Sequence[Structure], name: str = "structures") -> Reference:
-        """Make a reference of structures in memory, compared by `matches`."""
-        return StructureReference(name, structures)
+    def from_structures(structures: Iterable[Structure], name: str = "structures") -> Reference:
+        """Make a reference of structures, compared by `matches`; they are not kept themselves."""
+        return CellReference.of(structures, name)
 
 
-class StructureReference(Reference):
-    """Known structures themselves; `matches` decides."""
+class CellReference(Reference):
+    """Known crystals by their cells; decides as `matches` does."""
 
-    def __init__(self, name: str, structures: Sequence[Structure]) -> None:
-        """Sort the structures by formula; those that cannot be compared are left out."""
+    def __init__(self, name: str, sha256: str, cells: known_cells.KnownCells) -> None:
+        """Wrap cells; `of` takes structures."""
         self.name = name
-        digest = hashlib.sha256()
-        self._buckets: dict[str, list[Structure]] = {}
-        for structure in structures:
-            digest.update(json.dumps(structure.as_dict(), sort_keys=True, default=str).encode())
-            if _comparable(structure):
-                self._buckets.setdefault(_formula(structure), []).append(structure)
-        self.sha256 = digest.hexdigest()
-
-    def _knows(self, structure: Structure) -> bool:
-        bucket = self._buckets.get(_formula(structure), ())
-        return any(matches(known, structure) for known in bucket)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of an index, sorted by formula.
-
-    Attributes:
-        formulas: Reduced formulas, one for each structure.
-        sites: Atoms in the primitive cells.
-        cells: See `Invariants.cell`, shape (structures, 7).
-        distances: See `Invariants.distances`, one after the other.
-        ends: Where those of each structure end.
-        used: Which structures count.
-        attribution: Of the structures.
-    """
-
-    formulas: list[str]
-    sites: NDArray[np.uint16]
-    cells: NDArray[np.uint8]
-    distances: NDArray[np.uint8]
-    ends: NDArray[np.int64]
-    used: NDArray[np.bool_]
-    attribution: str
+        self.sha256 = sha256
+        self.attribution = cells.attribution
+        self._cells = cells
 
     @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]], training_only: bool) -> Columns:
-        """Check and take over the arrays of a file.
+    def of(cls, structures: Iterable[Structure], name: str) -> CellReference:
+        """Take over structures; those that cannot be compared are left out."""
+        digest, cells = hashlib.sha256(), known_cells.KnownCells()
+        for structure in structures:
+            digest.update(json.dumps(structure.as_dict(), sort_keys=True, default=str).encode())
+            if (cell := Cell.of(structure)) is not None:
+                cells.add(cell)
+        return cls(name, digest.hexdigest(), cells)
 
-        Raises:
-            KeyError: One is missing.
-            ValueError: They do not fit together.
-        """
-        columns = cls(
-            formulas=arrays["formulas"].tobytes().decode().split("\n"),
-            sites=arrays["sites"],
-            cells=np.ascontiguousarray(arrays["cells"].T),
-            distances=arrays["distances"],
-            ends=np.cumsum(arrays["sizes"].astype(int)),
-            used=(arrays["flags"] & _TRAINING).astype(bool) | (not training_only),
-            attribution=str(arrays["attribution"]),
-        )
-        rows = len(columns.formulas)
-        lengths = {len(columns.sites), len(columns.cells), len(columns.ends), len(columns.used)}
-        if lengths != {rows} or columns.ends[-1] != len(columns.distances):
-            raise ValueError("columns of different lengths")
-        return columns
+    def __len__(self) -> int:
+        """Return how many crystals it knows."""
+        return len(self._cells)
 
-    def of_formula(self, formula: str) -> list[Invariants]:
-        """Return the invariants of the structures of a formula."""
-        rows = range(bisect_left(self.formulas, formula), bisect_right(self.formulas, formula))
-        return [
-            Invariants(
-                int(self.sites[row]),
-                self.cells[row],
-                self.distances[self.ends[row - 1] if row else 0 : self.ends[row]],
-            )
-            for row in rows
-            if self.used[row]
-        ]
+    def _knows(self, structure: Structure, cell: Cell) -> bool:
+        bucket = self._cells.of_formula(cell.formula)
+        if not bucket:
+            return False
+        own = Matcher.of(cell)
+        return any(Matcher(known).matches(own) for known in bucket)
 
 
 class IndexReference(Reference):
@@ -223,14 +178,8 @@ class IndexReference(Reference):
     How often it agrees with `matches` is measured in benchmarks/novelty.py.
     """
 
-    def __init__(self, name: str, sha256: str, columns: Columns) -> None:
-        """Wrap the columns of an index; `read` reads a file.
-
-        Args:
-            name: What it was asked for by.
-            sha256: Of its content.
-            columns: One row for each known structure, sorted by formula.
-        """
+    def __init__(self, name: str, sha256: str, columns: reference_index.Columns) -> None:
+        """Wrap the columns of an index."""
         self.name = name
         self.sha256 = sha256
         self.attribution = columns.attribution
@@ -240,78 +189,34 @@ class IndexReference(Reference):
         """Return how many crystals it knows."""
         return int(self._columns.used.sum())
 
-    def _knows(self, structure: Structure) -> bool:
-        bucket = self._columns.of_formula(_formula(structure))
+    def _knows(self, structure: Structure, cell: Cell) -> bool:
+        from relax.formulas import reduced_formula
+
+        bucket = self._columns.of_formula(reduced_formula(structure.composition))
         if not bucket:
             return False
         own = Invariants.of(structure)
         return any(own.alike(known) for known in bucket)
 
-    @classmethod
-    def read(cls, path: Path, name: str, *, training_only: bool = False) -> IndexReference:
-        """Read an index that `write_index` wrote.
 
-        Raises:
-            RelaxError: It is no such file.
-        """
-        try:
-            data = path.read_bytes()
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                columns = Columns.of({key: arrays[key] for key in arrays.files}, training_only)
-        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-            raise RelaxError(
-                f"{path}: no index of structures ({type(error).__name__}); give one, or a file of "
-                "structures"
-            ) from error
-        sha256 = hashlib.sha256(data + bytes([training_only])).hexdigest()
-        return cls(name, sha256, columns)
+def _read(path: Path, name: str, *, training_only: bool) -> Reference:
+    """Read a file of cells or of invariants.
 
-
-def write_index(
-    path: Path,
-    formulas: Sequence[str],
-    invariants: Sequence[Invariants],
-    training: Sequence[bool],
-    attribution: str,
-) -> None:
-    """Write an index, sorted by formula.
-
-    Args:
-        path: Ending in .npz.
-        formulas: Reduced formulas, one for each structure.
-        invariants: Likewise.
-        training: Whether each is in the training split of MP-20.
-        attribution: Of the structures.
+    Raises:
+        RelaxError: It is neither.
     """
-    order = sorted(range(len(formulas)), key=lambda row: formulas[row])
-    np.savez_compressed(
-        path,
-        formulas=np.frombuffer("\n".join(formulas[row] for row in order).encode(), dtype=np.uint8),
-        sites=np.array([invariants[row].sites for row in order], dtype=np.uint16),
-        cells=np.stack([invariants[row].cell for row in order], axis=1),
-        sizes=np.array([len(invariants[row].distances) for row in order], dtype=np.uint16),
-        distances=np.concatenate([invariants[row].distances for row in order]),
-        flags=np.array([_TRAINING * training[row] for row in order], dtype=np.uint8),
-        attribution=np.array(attribution),
-    )
-
-
-def _comparable(structure: Structure) -> bool:
-    return bool(
-        len(structure)
-        and structure.is_ordered
-        and np.isfinite(structure.lattice.matrix).all()
-        and np.isfinite(structure.frac_coords).all()
-        and structure.volume > 0.1 * len(structure)
-    )
-
-
-def _formula(structure: Structure) -> str:
-    return reduced_formula(structure.composition)
-
-
-@lru_cache(maxsize=1)
-def _matcher() -> StructureMatcher:
-    from pymatgen.core.structure_matcher import StructureMatcher
-
-    return StructureMatcher()
+    try:
+        data = path.read_bytes()
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        sha256 = hashlib.sha256(data + bytes([training_only])).hexdigest()
+        if "coords" in arrays:
+            cells = known_cells.KnownCells.unpack(arrays, training_only=training_only)
+            return CellReference(name, sha256, cells)
+        columns = reference_index.Columns.of(arrays, training_only)
+        return IndexReference(name, sha256, columns)
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise RelaxError(
+            f"{path}: no index of structures ({type(error).__name__}); give one, or a file of "
+            "structures"
+        ) from error
