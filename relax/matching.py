@@ -17,7 +17,7 @@ from relax import known_cells, reference_index
 from relax.cells import Cell, Formula
 from relax.errors import RelaxError
 from relax.invariants import Invariants, fingerprint
-from relax.matcher import Matcher
+from relax.matcher import Matcher, match_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,7 @@ def matches(one: Structure, other: Structure) -> bool:
     first, second = Cell.of(one), Cell.of(other)
     if first is None or second is None or first.formula != second.formula:
         return False
-    return Matcher.of(first).matches(Matcher.of(second))
+    return bool(match_pairs([Matcher.of(first)], [Matcher.of(second)])[0])
 
 
 def unique(structures: Sequence[Structure]) -> NDArray[np.int64]:
@@ -55,21 +55,29 @@ def unique(structures: Sequence[Structure]) -> NDArray[np.int64]:
         (len(structures),).
     """
     representatives = np.arange(len(structures))
-    buckets: dict[Formula, list[tuple[int, Matcher]]] = {}
+    pending: dict[Formula, list[tuple[int, Matcher]]] = {}
     for index, structure in enumerate(structures):
-        if (cell := Cell.of(structure)) is None:
-            continue
-        bucket = buckets.setdefault(cell.formula, [])
         try:
-            own = Matcher.of(cell)
-            twins = (number for number, first in bucket if first.matches(own))
-            twin = next(twins, None)
+            if (cell := Cell.of(structure)) is not None:
+                pending.setdefault(cell.formula, []).append((index, Matcher.of(cell)))
         except Exception:  # a strange cell may have no reduced one
             continue
-        if twin is None:
-            bucket.append((index, own))
-        else:
-            representatives[index] = twin
+    firsts: dict[Formula, list[tuple[int, Matcher]]] = {formula: [] for formula in pending}
+    for rank in range(max(map(len, pending.values()), default=0)):
+        # One crystal of each formula at a time, compared with the first of each class so far.
+        turn = [(formula, bucket[rank]) for formula, bucket in pending.items() if rank < len(bucket)]
+        pairs = [
+            (number, first, index, own)
+            for formula, (index, own) in turn
+            for number, first in firsts[formula]
+        ]
+        same = match_pairs([pair[1] for pair in pairs], [pair[3] for pair in pairs])
+        for (number, _, index, _), is_same in zip(reversed(pairs), reversed(same), strict=True):
+            if is_same:  # the first of all classes that match comes last
+                representatives[index] = number
+        for formula, (index, own) in turn:
+            if representatives[index] == index:
+                firsts[formula].append((index, own))
     return representatives
 
 
@@ -169,7 +177,7 @@ class CellReference(Reference):
         if not bucket:
             return False
         own = Matcher.of(cell)
-        return any(Matcher(known).matches(own) for known in bucket)
+        return bool(match_pairs([Matcher(known) for known in bucket], [own] * len(bucket)).any())
 
 
 class IndexReference(Reference):
