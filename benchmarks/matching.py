@@ -48,7 +48,9 @@ def agree(arguments: argparse.Namespace) -> None:
     their_seconds = time.process_time() - begin
     print(f"{len(crystals)} crystals, {(theirs != np.arange(len(theirs))).sum()} of them twins")
     is_twin = (ours != np.arange(len(ours))) == (theirs != np.arange(len(theirs)))
-    print(f"same verdict on {is_twin.mean():.2%}, same representative {(ours == theirs).mean():.2%}")
+    print(
+        f"same verdict on {is_twin.mean():.2%}, same representative {(ours == theirs).mean():.2%}"
+    )
     print(f"{our_seconds:.2f} s, StructureMatcher {their_seconds:.1f} s: ", end="")
     print(f"{their_seconds / our_seconds:.0f} times faster")
     differ = [
@@ -72,7 +74,10 @@ def novel(arguments: argparse.Namespace) -> None:
     new = [one for one, _ in zip(_structures(arguments.new), range(arguments.n), strict=False)]
     begin = time.process_time()
     found = known.novel(new)
-    print(f"{len(new)} crystals, {found.sum()} novel, in {time.process_time() - begin:.1f} s; ", end="")
+    print(
+        f"{len(new)} crystals, {found.sum()} novel, in {time.process_time() - begin:.1f} s; ",
+        end="",
+    )
     print(f"{_megabytes():.0f} MB at the peak")
 
 

@@ -1,4 +1,4 @@
-"""How often the index of invariants calls a crystal known or novel as StructureMatcher does.
+"""How often indexes of known crystals call one known or novel as StructureMatcher does.
 
     python benchmarks/novelty.py --known mp20/train.parquet --new mp20/val.parquet
 
@@ -11,15 +11,22 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from pymatgen.core import Structure
+from pymatgen.core.structure_matcher import StructureMatcher
 
+from relax.cells import Cell
 from relax.formulas import reduced_formula
 from relax.invariants import Invariants, fingerprint
-from relax.matching import Reference, write_index
+from relax.known_cells import KnownCells
+from relax.matcher import VOLUME_TOLERANCE
+from relax.matching import Reference
+from relax.reference_index import write_index
 from symmbfn.files import read_structures
 
 
@@ -34,30 +41,40 @@ def main() -> None:
     formulas = {reduced_formula(structure.composition) for structure in new}
     known = [one for one in known if reduced_formula(one.composition) in formulas]
 
+    cells = KnownCells()
+    for structure in known:
+        if (cell := Cell.of(structure)) is not None:
+            cells.add(cell)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "known.npz"
         write_index(
-            path,
+            Path(folder) / "invariants.npz",
             [reduced_formula(structure.composition) for structure in known],
             [Invariants.of(structure) for structure in known],
             [True] * len(known),
             "",
         )
-        index = Reference.load(path)
-    by_index, index_seconds = _timed(lambda: index.novel(new))
-    exact = Reference.from_structures(known)
-    by_matcher, matcher_seconds = _timed(lambda: exact.novel(new))
-
+        cells.write(Path(folder) / "cells.npz")
+        files = sorted(Path(folder).iterdir())
+        sizes = {path.stem: path.stat().st_size / len(known) for path in files}
+        indexes = {path.stem: Reference.load(path) for path in files}
+    by_matcher, seconds = _timed(lambda: _by_structure_matcher(known, new))
     of_known = {reduced_formula(structure.composition) for structure in known}
     shared = np.array([reduced_formula(structure.composition) in of_known for structure in new])
-    agree = by_index == by_matcher
     print(f"{len(new)} new crystals, {shared.sum()} of a known formula, ", end="")
     print(f"{(~by_matcher).sum()} match a known one")
-    print(f"agreement {agree.mean():.4f} of all, {agree[shared].mean():.4f} of a known formula")
-    print(f"false novel {(by_index & ~by_matcher).sum()}, false known ", end="")
-    print(f"{(~by_index & by_matcher).sum()}")
-    print(f"index {index_seconds / len(new) * 1e3:.2f} ms a crystal, ", end="")
-    print(f"StructureMatcher {matcher_seconds / len(new) * 1e3:.2f} ms")
+    print(f"StructureMatcher {seconds / len(new) * 1e3:.2f} ms a crystal")
+    indexes["structures"] = Reference.from_structures(known)
+    for name, index in indexes.items():
+        found, seconds = _timed(partial(index.novel, new))
+        agree = found == by_matcher
+        print(f"{name}: {seconds / len(new) * 1e3:.2f} ms, ", end="")
+        print(
+            f"{sizes.get(name, np.nan):.0f} bytes a crystal; agreement {agree.mean():.4f} of all, "
+        )
+        print(f"  {agree[shared].mean():.4f} of a known formula; ", end="")
+        print(
+            f"false novel {(found & ~by_matcher).sum()}, false known {(~found & by_matcher).sum()}"
+        )
     _disguise(new[: arguments.guises])
 
 
@@ -82,6 +99,25 @@ def _disguise(structures: list[Structure]) -> None:
         end="",
     )
     print(f"{same} with the same fingerprint, {alike} with like invariants")
+
+
+def _by_structure_matcher(known: list[Structure], new: list[Structure]) -> np.ndarray:
+    """Tell which are novel, by brute force among those of one formula and alike in volume."""
+    matcher, buckets = StructureMatcher(), defaultdict(list)
+    for structure in known:
+        buckets[reduced_formula(structure.composition)].append(structure)
+    return np.array(
+        [
+            not any(
+                matcher.fit(one, structure)
+                for one in buckets[reduced_formula(structure.composition)]
+                if 1 / VOLUME_TOLERANCE
+                <= one.volume / len(one) / (structure.volume / len(structure))
+                <= VOLUME_TOLERANCE
+            )
+            for structure in new
+        ]
+    )
 
 
 def _read(path: Path) -> list[Structure]:

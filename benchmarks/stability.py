@@ -1,6 +1,6 @@
 """How well a potential tells stable crystals from unstable ones that the Materials Project knows.
 
-    python -m benchmarks.stability energies mpts_52/{test,val}.parquet --out energies.jsonl --relax 400
+    python -m benchmarks.stability energies mpts_52/test.parquet --out energies.jsonl
     python -m benchmarks.stability score energies.jsonl --hull chgnet --hull mp2020
 
 `energies` picks crystals of up to 20 atoms at random, computes them as they are, and relaxes some;

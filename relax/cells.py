@@ -47,13 +47,15 @@ class Cell:
         matrix, coords = structure.lattice.matrix, structure.frac_coords
         if not (
             len(structure)
-            and structure.is_ordered
             and np.isfinite(matrix).all()
             and np.isfinite(coords).all()
             and structure.volume > _LEAST_VOLUME * len(structure)
         ):
             return None
-        numbers = np.array([site.specie.Z for site in structure], dtype=np.uint8)
+        try:
+            numbers = np.array([site.specie.Z for site in structure], dtype=np.uint8)
+        except AttributeError:  # a site of several species, or partly occupied
+            return None
         amounts = np.bincount(numbers)
         order = np.lexsort((numbers, amounts[numbers]))
         return cls(matrix, coords[order], numbers[order])
@@ -61,7 +63,8 @@ class Cell:
     @cached_property
     def groups(self) -> list[slice]:
         """Where the atoms of each element are."""
-        ends = [*(np.flatnonzero(np.diff(self.numbers)) + 1).tolist(), len(self.numbers)]
+        ends = (np.flatnonzero(self.numbers[1:] != self.numbers[:-1]) + 1).tolist()
+        ends.append(len(self.numbers))
         return [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
 
     @cached_property

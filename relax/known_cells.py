@@ -33,16 +33,18 @@ class KnownCells:
         """
         self.attribution = attribution
         self._buckets: dict[Formula, list[Cell]] = {}
+        self._training: dict[Formula, list[bool]] = {}
         self._reduced: set[Formula] = set()
 
     def __len__(self) -> int:
         """Return how many there are."""
         return sum(map(len, self._buckets.values()))
 
-    def add(self, cell: Cell) -> None:
-        """Add one, reduced or not."""
+    def add(self, cell: Cell, *, training: bool = False) -> None:
+        """Add one, reduced or not, and whether it is in the training split of MP-20."""
         formula = cell.formula
         self._reduced.discard(formula)
+        self._training.setdefault(formula, []).append(training)
         self._buckets.setdefault(formula, []).append(cell)
 
     def of_formula(self, formula: Formula) -> list[Cell]:
@@ -55,18 +57,12 @@ class KnownCells:
             self._reduced.add(formula)
         return bucket
 
-    def write(self, path: Path, training: Mapping[Formula, list[bool]] | None = None) -> None:
-        """Write them all, reduced.
-
-        Args:
-            path: Ending in .npz.
-            training: Whether each of a formula, in the order of `add`, is in the training split.
-        """
+    def write(self, path: Path) -> None:
+        """Write them all, reduced, to a file ending in .npz."""
         from ase.data import chemical_symbols
 
         formulas = sorted(self._buckets)
         cells = [(formula, cell) for formula in formulas for cell in self.of_formula(formula)]
-        flags = [flag for formula in formulas for flag in (training or {}).get(formula, [])]
         text = "\n".join(
             "".join(f"{chemical_symbols[number]}{n if n > 1 else ''}" for number, n in formula)
             for formula, _ in cells
@@ -77,7 +73,7 @@ class KnownCells:
             sites=np.array([len(cell.numbers) for _, cell in cells], dtype=np.uint16),
             lattices=np.stack([_parameters(cell.matrix) for _, cell in cells], axis=1),
             coords=np.concatenate([_steps(cell.coords) for _, cell in cells]).T,
-            training=np.array(flags or [False] * len(cells)),
+            training=np.array([flag for formula in formulas for flag in self._training[formula]]),
             attribution=np.array(self.attribution),
         )
 
@@ -106,16 +102,17 @@ class KnownCells:
                 [n * units for _, n in formula],
             )
             some = coords[ends[row] - sites[row] : ends[row]]
-            found._buckets.setdefault(formula, []).append(
-                Cell(matrices[row], some * _COORD, numbers)
-            )
+            cell = Cell(matrices[row], some * _COORD, numbers)
+            found._buckets.setdefault(formula, []).append(cell)
+            found._training.setdefault(formula, []).append(bool(arrays["training"][row]))
         found._reduced.update(found._buckets)
         return found
 
 
 def _parameters(matrix: NDArray[np.float64]) -> NDArray[np.uint16]:
     lengths = np.linalg.norm(matrix, axis=1)
-    cosines = [matrix[i] @ matrix[j] / (lengths[i] * lengths[j]) for i, j in ((1, 2), (0, 2), (0, 1))]
+    ends = ((1, 2), (0, 2), (0, 1))
+    cosines = [matrix[i] @ matrix[j] / (lengths[i] * lengths[j]) for i, j in ends]
     steps = [*(lengths / _LENGTH), *(np.degrees(np.arccos(cosines)) / _ANGLE)]
     return np.clip(np.rint(steps), 0, 65535).astype(np.uint16)
 
@@ -132,7 +129,8 @@ def _matrices(parameters: NDArray[np.uint16]) -> NDArray[np.float64]:
 
 def _steps(coords: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Move the first atom to the origin, where many others then have simple coordinates."""
-    return (np.rint((coords - coords[0]) / _COORD) % round(1 / _COORD)).astype(np.uint8)
+    steps = np.rint((coords - coords[0]) / _COORD).astype(int) % round(1 / _COORD)
+    return np.asarray(steps, dtype=np.uint8)
 
 
 def _parse(formula: str) -> Formula:

@@ -71,9 +71,8 @@ def match_pairs(ones: Sequence[Matcher], others: Sequence[Matcher]) -> NDArray[n
     for some in batched(open_pairs, _BATCH):
         batch = Batch([ones[row].cell for row in some], [others[row].cell for row in some])
         # Twins mostly have the same reduced cell, so that is tried before any other basis.
-        own = [(i, _own_basis(ones[row], others[row])) for i, row in enumerate(some)]
-        batch.lay(*_joined(own))
-        for rest in batched(np.flatnonzero(~batch.fitted), _BATCH // 8):
+        batch.lay(*_own_bases([ones[row] for row in some], [others[row] for row in some]))
+        for rest in batched(np.flatnonzero(~batch.fitted).tolist(), _BATCH // 8):
             bases = [(i, _bases(ones[some[i]], others[some[i]])) for i in rest]
             batch.lay(*_joined(bases))
         found[list(some)] = batch.fitted
@@ -83,8 +82,7 @@ def match_pairs(ones: Sequence[Matcher], others: Sequence[Matcher]) -> NDArray[n
 def _may_match(one: Cell, other: Cell) -> bool:
     ratio = one.volume_per_atom / other.volume_per_atom
     return (
-        len(one.numbers) == len(other.numbers)
-        and 1 / VOLUME_TOLERANCE <= ratio <= VOLUME_TOLERANCE
+        len(one.numbers) == len(other.numbers) and 1 / VOLUME_TOLERANCE <= ratio <= VOLUME_TOLERANCE
     )
 
 
@@ -114,7 +112,7 @@ class _Vectors:
     @classmethod
     def of(cls, matrix: NDArray[np.float64], longest: float) -> _Vectors:
         reach = np.floor(longest * np.linalg.norm(np.linalg.inv(matrix), axis=0)).astype(int)
-        grid = np.indices(2 * reach + 1).reshape(3, -1).T - reach
+        grid = np.indices((2 * reach + 1).tolist()).reshape(3, -1).T - reach
         cart = grid @ matrix
         lengths = np.sqrt((cart**2).sum(axis=1))
         kept = (lengths <= longest) & (lengths > 0)
@@ -122,14 +120,27 @@ class _Vectors:
         return cls(longest, grid[kept].astype(float), lengths, cart[kept] / lengths[:, None])
 
 
-def _own_basis(one: Matcher, other: Matcher) -> Bases | None:
-    """Take the one's basis as it is, if it resembles the other's."""
-    (own_lengths, own_angles), (lengths, angles) = one.metric, other.metric
-    if (np.abs(own_angles - angles) > np.radians(ANGLE_TOLERANCE)).any() or (
-        np.abs(np.log(own_lengths / lengths)) >= np.log(1 + LENGTH_TOLERANCE)
-    ).any():
-        return None
-    return _averaged(one, other, np.eye(3)[None], own_lengths[None], own_angles[None])
+def _own_bases(
+    ones: Sequence[Matcher], others: Sequence[Matcher]
+) -> tuple[NDArray[np.int64], Bases]:
+    """Take the reduced bases as they are where they resemble each other.
+
+    Returns:
+        Which pairs those are, and for each its basis.
+    """
+    own_lengths, own_angles = (
+        np.array(part) for part in zip(*(m.metric for m in ones), strict=True)
+    )
+    lengths, angles = (np.array(part) for part in zip(*(m.metric for m in others), strict=True))
+    off = np.abs(np.log(own_lengths / lengths)) / np.log(1 + LENGTH_TOLERANCE)
+    off = np.maximum(off, np.abs(own_angles - angles) / np.radians(ANGLE_TOLERANCE))
+    pairs = np.flatnonzero((off < 1).all(axis=1))
+    atoms = np.array([len(ones[pair].cell.numbers) for pair in pairs])
+    inverses = np.broadcast_to(np.eye(3), (len(pairs), 3, 3))
+    found_lengths, found_angles = own_lengths[pairs], own_angles[pairs]
+    return pairs, _averaged(
+        atoms, inverses, found_lengths, found_angles, lengths[pairs], angles[pairs]
+    )
 
 
 def _bases(one: Matcher, other: Matcher) -> Bases | None:
@@ -162,25 +173,23 @@ def _bases(one: Matcher, other: Matcher) -> Bases | None:
     off = ((found_lengths / lengths - 1) ** 2 + (found_angles - angles) ** 2).sum(axis=1)
     best = np.argsort(off)
     inverses = np.rint(np.linalg.inv(bases[best]))
-    return _averaged(one, other, inverses, found_lengths[best], found_angles[best])
+    atoms = np.array(len(one.cell.numbers))
+    return _averaged(atoms, inverses, found_lengths[best], found_angles[best], lengths, angles)
 
 
 def _averaged(
-    one: Matcher,
-    other: Matcher,
+    atoms: NDArray[np.int64],
     inverses: NDArray[np.float64],
     found_lengths: NDArray[np.float64],
     found_angles: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    angles: NDArray[np.float64],
 ) -> Bases:
-    """Average bases with the other's."""
-    lengths, angles = other.metric
+    """Average the bases found, of so many atoms, with those that they resemble."""
     averages = _basis((found_lengths + lengths) / 2, (found_angles + angles) / 2)
-    inverse_averages = np.linalg.inv(averages)
-    atoms = len(one.cell.numbers)
     scales = np.cbrt(atoms / averages[:, [0, 1, 2], [0, 1, 2]].prod(axis=1))
-    reciprocal = np.sqrt((inverse_averages**2).sum(axis=1))
-    tolerances = 2 * SITE_TOLERANCE * reciprocal / scales[:, None]
-    return Bases(inverses, averages, scales, tolerances)
+    reciprocal = np.sqrt((np.linalg.inv(averages) ** 2).sum(axis=1))
+    return Bases(inverses, averages, scales, 2 * SITE_TOLERANCE * reciprocal / scales[:, None])
 
 
 def _between(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.bool_]:

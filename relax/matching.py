@@ -65,7 +65,9 @@ def unique(structures: Sequence[Structure]) -> NDArray[np.int64]:
     firsts: dict[Formula, list[tuple[int, Matcher]]] = {formula: [] for formula in pending}
     for rank in range(max(map(len, pending.values()), default=0)):
         # One crystal of each formula at a time, compared with the first of each class so far.
-        turn = [(formula, bucket[rank]) for formula, bucket in pending.items() if rank < len(bucket)]
+        turn = [
+            (formula, bucket[rank]) for formula, bucket in pending.items() if rank < len(bucket)
+        ]
         pairs = [
             (number, first, index, own)
             for formula, (index, own) in turn

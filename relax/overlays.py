@@ -156,7 +156,7 @@ class Batch:
         vectors[near] = _shortest(apart[near], bases.averages[of_basis[near]])
         costs = np.full(len(apart), _FAR)
         costs[near] = (vectors[near] ** 2).sum(axis=1)
-        segments = np.repeat(np.arange(len(begins)), np.diff(begins, append=len(apart)))
+        segments = np.cumsum(np.bincount(begins, minlength=len(apart))) - 1
         hits = np.flatnonzero(costs == np.minimum.reduceat(costs, begins)[segments])
         chosen = hits[np.searchsorted(segments[hits], np.arange(len(begins)))]
         widest = int(atoms.max())
@@ -186,9 +186,7 @@ class Batch:
         placed: NDArray[np.float64],
         owners: NDArray[np.int64],
         rows: NDArray[np.int64],
-    ) -> tuple[
-        NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]
-    ]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Take each atom of the other crystal with all of its kind of the one.
 
         Args:

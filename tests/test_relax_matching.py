@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
+from pymatgen.core.structure_matcher import StructureMatcher
 
-from relax import matching
+from relax.cells import Cell
 from relax.errors import RelaxError
 from relax.invariants import Invariants, fingerprint
-from relax.matching import IndexReference, Reference, matches, unique, write_index
-from tests.crystals import make
+from relax.known_cells import KnownCells
+from relax.matching import CellReference, IndexReference, Reference, matches, unique
+from relax.reference_index import write_index
+from tests.crystals import NAMES as FAMILIES
+from tests.crystals import disguise, make
 
 NAMES = [
     "triclinic P-1", "monoclinic C2/m", "orthorhombic Pnma", "tetragonal rutile", "trigonal Bi2Te3",
@@ -103,14 +107,15 @@ def test_each_class_has_its_first_as_representative():
 def test_a_crystal_that_breaks_the_matcher_stands_for_itself(monkeypatch):
     rutile = make("tetragonal rutile")
     strange = rutile * (1, 1, 2)
+    reduced = Cell.reduced
 
-    def fit(one, other):
-        if strange in (one, other):
+    def fail_on_strange(cell):
+        if len(cell.numbers) == len(strange):
             raise ValueError("no reduced cell")
-        return True
+        return reduced(cell)
 
-    monkeypatch.setattr(matching._matcher(), "fit", fit)
-    assert unique([rutile, strange, anatase()]).tolist() == [0, 1, 0]
+    monkeypatch.setattr(Cell, "reduced", fail_on_strange)
+    assert unique([rutile, strange, anatase(), rutile]).tolist() == [0, 1, 2, 0]
     salt = make("monoclinic C2/m")
     assert Reference.from_structures([rutile]).novel([strange, salt]).tolist() == [False, True]
 
@@ -149,8 +154,6 @@ def test_an_index_is_written_and_read(tmp_path):
     assert index.attribution == "made for a test"
     assert not index.novel([structure * (1, 2, 1) for structure in known]).any()
     assert index.novel([anatase()]).all()
-    training = IndexReference.read(path, "training", training_only=True)
-    assert len(training) == 1 and training.sha256 != index.sha256
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(RelaxError, match="no index of structures"):
         Reference.load(path)
@@ -167,3 +170,78 @@ def test_the_shipped_index_knows_common_crystals():
     )
     assert index.novel([salt, make("tetragonal rutile"), other]).tolist() == [False, False, True]
     assert "CC BY 4.0" in index.attribution
+
+
+def distorted(structure, amount, random):
+    """Cell and atoms moved at random; with enough of it another crystal."""
+    strain = np.eye(3) + random.normal(scale=amount / 3, size=(3, 3))
+    edge = np.cbrt(structure.volume / len(structure))
+    moves = random.normal(scale=amount / 2 * edge, size=(len(structure), 3))
+    coords = structure.frac_coords + moves @ structure.lattice.inv_matrix
+    return Structure(structure.lattice.matrix @ strain, structure.species, coords)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_verdicts_are_those_of_structure_matcher(name):
+    """Of pairs from hardly to much distorted, many near the limits of the tolerances."""
+    random = np.random.default_rng(0)
+    matcher, seen = StructureMatcher(), set()
+    one = make(name).get_primitive_structure()
+    for amount in np.linspace(0.02, 0.4, 8):
+        other = distorted(one, amount, random)
+        ratio = (one.volume / len(one)) / (other.volume / len(other))
+        expected = 1 / 1.2**3 <= ratio <= 1.2**3 and matcher.fit(one, other)
+        assert matches(one, other) == expected, amount
+        seen.add(bool(expected))
+    assert True in seen
+
+
+def test_pairs_compared_at_once_are_as_pairs_compared_one_by_one():
+    random = np.random.default_rng(1)
+    cells = [make(name).get_primitive_structure() for name in FAMILIES]
+    given = [distorted(cell, x, random) for cell in cells for x in (0, 0.02, 0.2, 0.4)]
+    given = [given[row] for row in random.permutation(len(given))]
+    firsts, expected = [], []
+    for index, structure in enumerate(given):
+        twin = next((first for first in firsts if matches(given[first], structure)), index)
+        firsts += [index] if twin == index else []
+        expected.append(twin)
+    assert unique(given).tolist() == expected
+    assert len(FAMILIES) < len(firsts) < len(given)
+
+
+def test_a_supercell_of_many_cells_and_one_element():
+    """Many atoms of one kind: more trials than are worked on at once."""
+    copper = Structure.from_spacegroup(225, Lattice.cubic(3.6), ["Cu"], [[0, 0, 0]])
+    grain = copper * (3, 2, 2)
+    grain.perturb(0.4, seed=0)
+    assert not matches(copper, grain)
+    assert matches(grain, disguise(grain))
+    hexagonal = Structure.from_spacegroup(
+        194, Lattice.hexagonal(2.5, 4.1), ["Cu"], [[1 / 3, 2 / 3, 0.25]]
+    )
+    assert not matches(copper, hexagonal)
+
+
+def test_cells_are_written_and_read(tmp_path):
+    random = np.random.default_rng(2)
+    known, cells = [make(name) for name in FAMILIES], KnownCells("made for a test")
+    for name, structure in zip(FAMILIES, known, strict=True):
+        cells.add(Cell.of(structure), training=name == "tetragonal rutile")
+    cells.write(tmp_path / "cells.npz")
+    index = Reference.load(tmp_path / "cells.npz")
+    assert isinstance(index, CellReference) and len(index) == len(known)
+    assert index.attribution == "made for a test"
+    twins = [distorted(one.get_primitive_structure(), 0.03, random) for one in known]
+    assert not index.novel(twins).any()
+    assert index.novel([anatase()]).all()
+    with np.load(tmp_path / "cells.npz") as file:
+        training = KnownCells.unpack(dict(file), training_only=True)
+    assert len(training) == 1 and training.of_formula(Cell.of(make("tetragonal rutile")).formula)
+
+
+def test_what_is_disordered_is_not_compared():
+    alloy = Structure(Lattice.cubic(3.6), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
+    vacant = Structure(Lattice.cubic(3.6), [{"Cu": 0.5}], [[0, 0, 0]])
+    assert unique([alloy, alloy, vacant, vacant]).tolist() == [0, 1, 2, 3]
+    assert not Reference.from_structures([alloy]).novel([alloy, vacant]).any()
