@@ -186,6 +186,7 @@ FIELDS: dict[str, Field] = {
     "is_metastable": Field(Stability.is_metastable.expression, "boolean"),
     "is_unique": Field(Stability.is_unique.expression, "boolean"),
     "is_novel": Field(Stability.is_novel.expression, "boolean"),
+    "known_to": Field(Stability.known_to.expression, "text"),
     "potential": Field(Potential.name.expression, "text"),
     "hull": Field(Reference.name.expression, "text"),
     "dft_state": Field(_of_dft(DftCalculation.state, state=None), "text", DFT_STATES),

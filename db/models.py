@@ -357,6 +357,9 @@ class Stability(Base):
     duplicate_of_id: Mapped[int | None] = mapped_column(ForeignKey("candidate.id"), default=None)
     matches_known: Mapped[str | None] = mapped_column(default=None)
     """Name of the known structure that it matches, where the reference tells it."""
+    known_to: Mapped[str | None] = mapped_column(default=None)
+    """Who knew the crystal, as drawn or as relaxed: ``candidates`` (an older one of this database),
+    ``training`` (the generator's training set), and the name of the reference; empty: nobody."""
     hull_coverage: Mapped[Document | None] = mapped_column(default=None)
     """What the hull knows of the chemical system: terminal elements, number of phases."""
     created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)

@@ -52,6 +52,8 @@ def check(config: CampaignConfig) -> Inputs:
         if potential.elements and symbol not in potential.elements:
             raise ConfigError(f"potential {potential.name!r} knows no element {symbol}; drop it")
     others = tuple(load_hull(name) for name in config.hulls[1:])
+    if config.training_reference is not None:
+        load_reference(config.training_reference)
     return Inputs(card, potential, (hull, *others), reference)
 
 
@@ -111,7 +113,7 @@ def load_hull(name: str) -> Hull:
     return Hull.load(name)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def load_reference(name: str) -> Reference:
     """Load known structures once per process: an index by name or file, or any structures.
 
@@ -142,9 +144,8 @@ def conditions(config: CampaignConfig) -> Conditions:
 
 def warm_up() -> None:
     """Import what the stages will import anyway, while something else is being waited for."""
-    import pymatgen.analysis.structure_matcher
     import torch
 
     import symmbfn.sample
 
-    del pymatgen, torch, symmbfn
+    del torch, symmbfn

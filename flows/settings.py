@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flows.errors import ConfigError
 
 # What tells how or where to run, but not what comes out.
-_NOT_IN_IDENTITY = frozenset({"database", "workers", "key", "lease_seconds", "dask"})
+_NOT_IN_IDENTITY = frozenset({"database", "workers", "key", "lease_seconds", "dask", "trained_on"})
 
 
 class _Settings(BaseModel):
@@ -159,6 +159,11 @@ class CampaignConfig(_Settings):
     reference: str = Field(
         default="mp", description="Known structures that novelty is measured against."
     )
+    trained_on: str | None = Field(
+        default=None,
+        description="The generator's training set, a name or file as for `reference`; None: that "
+        "of the shipped checkpoint, and unknown for others.",
+    )
     conditions: ConditionSettings = ConditionSettings()
     relaxation: RelaxationSettings = RelaxationSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
@@ -227,6 +232,11 @@ class CampaignConfig(_Settings):
             return cls.model_validate(dict(table))
         except ValidationError as error:
             raise ConfigError(f"{where}: {_explain(cls, error)}") from error
+
+    @property
+    def training_reference(self) -> str | None:
+        """Return the generator's training set; None where it is not known."""
+        return self.trained_on or ("mp20-train" if self.checkpoint == "mp20" else None)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what comes out, without where and how it runs."""

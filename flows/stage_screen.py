@@ -39,7 +39,9 @@ def _screen_against(
     with database.session() as session:
         basis = verdict_basis(session, config, potential, hull, known)
         pending = queries.unscreened(session, campaign_id, basis)
-    judge = _Judge(config.thresholds, potential, hull, known, basis)
+    name = config.training_reference
+    training = None if name is None else inputs.load_reference(name)
+    judge = _Judge(config.thresholds, potential, hull, known, training, basis)
     bar = progress.current()
     bar.stage("screen", len(pending))
     for one in pending:
@@ -103,6 +105,7 @@ class _Judge:
     potential: PotentialInfo
     hull: Hull
     known: Reference
+    training: Reference | None
     basis: Basis
 
     def verdict(self, one: Relaxed, older: Sequence[Like]) -> models.Stability:
@@ -124,7 +127,8 @@ class _Judge:
             coverage = asdict(self.hull.coverage(one.structure.composition))
             twins = (like.candidate_id for like in older if matches(like.structure, one.structure))
             twin = next(twins, None)
-            is_novel = bool(self.known.novel([one.drawn, one.structure]).all())
+            known = self.known.knows([one.drawn, one.structure])
+            trained = self.training.knows([one.drawn, one.structure]) if self.training else []
         except RelaxError:  # the settings are wrong, not the crystal
             raise
         except Exception as error:  # Qhull and matchers raise whatever a strange crystal makes them
@@ -135,6 +139,9 @@ class _Judge:
         row.is_stable = row.verdict == "stable"
         row.is_metastable = row.verdict in ("stable", "metastable")
         row.is_unique, row.duplicate_of_id = twin is None, twin
-        row.is_novel = is_novel
+        row.is_novel = not any(known) and None not in known
+        knowing = {"candidates": twin is not None, "training": any(trained)}
+        knowing |= {self.known.name: any(known)}
+        row.known_to = ", ".join(name for name, knows in knowing.items() if knows)
         row.hull_coverage = coverage
         return row

@@ -105,13 +105,17 @@ class Reference(ABC):
         Returns:
             Shape (len(structures),).
         """
-        found = np.zeros(len(structures), dtype=bool)
-        for index, structure in enumerate(structures):
+        return np.array([known is False for known in self.knows(structures)], dtype=bool)
+
+    def knows(self, structures: Sequence[Structure]) -> list[bool | None]:
+        """Tell which structures match a known one; None where one cannot be compared."""
+        found: list[bool | None] = []
+        for structure in structures:
             try:
                 cell = Cell.of(structure)
-                found[index] = cell is not None and not self._knows(structure, cell)
+                found.append(None if cell is None else self._knows(structure, cell))
             except Exception:  # as in `unique`
-                continue
+                found.append(None)
         return found
 
     @abstractmethod

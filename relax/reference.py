@@ -20,8 +20,10 @@ from relax.reference_file import (
     ReferenceEnergies,
     parse_formula,
     read_reference,
+    reference_of_rows,
     write_reference,
 )
+from relax.reference_sources import is_elsewhere, read_elsewhere
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -70,19 +72,23 @@ def locate(name_or_path: str | Path) -> tuple[str, Path]:
 
 
 def import_hull(
-    path: Path,
+    source: str | Path,
     *,
     name: str | None = None,
     energy_scheme: str | None = None,
     elements_from: str | Path | None = None,
+    elements: Sequence[str] = (),
+    energy_field: str | None = None,
 ) -> Path:
-    """Check a user's file and keep a copy in the user's folder, to be had by name.
+    """Check reference energies and keep a copy in the user's folder, to be had by name.
 
     Args:
-        path: See `read_reference`.
+        source: A csv, see `read_reference`; or what `read_elsewhere` reads.
         name: The file's name without its ending by default.
-        energy_scheme: For a file whose header has none.
-        elements_from: For a file of formation energies, see `elemental_energies`.
+        energy_scheme: For a source that does not say.
+        elements_from: For formation energies, see `elemental_energies`.
+        elements: See `read_elsewhere`.
+        energy_field: Likewise.
 
     Returns:
         Where the copy is.
@@ -90,7 +96,9 @@ def import_hull(
     Raises:
         RelaxError: Naming the file, the row and the remedy; then nothing is written.
     """
-    name = name or path.name.removesuffix(".gz").removesuffix(".csv")
+    if name is None:
+        last = str(source).rstrip("/").rpartition("/")[2]
+        name = last.removesuffix(".gz").removesuffix(".csv").removesuffix(".json")
     if not _NAME.fullmatch(name):
         raise RelaxError(
             f"hull name {name!r}: only letters, digits, '.', '_' and '-'; give another"
@@ -100,8 +108,19 @@ def import_hull(
     copy = user_folder() / f"{name}.csv.gz"
     if copy.exists():
         raise RelaxError(f"there is a hull {name!r} at {copy}; give another name or delete it")
-    elements = None if elements_from is None else elemental_energies(elements_from)
-    reference = read_reference(path, energy_scheme, elements)
+    elemental = None if elements_from is None else elemental_energies(elements_from)
+    if is_elsewhere(str(source)):
+        table = read_elsewhere(str(source), elements=elements, energy_field=energy_field)
+        header = {"source": table.where}
+        if table.energy_scheme:
+            header["energy_scheme"] = table.energy_scheme
+        reference = reference_of_rows(
+            table.where, table.rows, table.quantity, header, energy_scheme, elemental
+        )
+    elif elements or energy_field:
+        raise RelaxError(f"{source}: a csv is taken whole; leave out what is asked of it")
+    else:
+        reference = read_reference(Path(source), energy_scheme, elemental)
     write_reference(copy, _lowest(reference))
     return copy
 

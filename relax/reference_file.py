@@ -15,11 +15,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,13 +77,37 @@ def read_reference(
         RelaxError: Naming the file, the row and the remedy.
     """
     header, rows = _parse(path)
-    scheme = _scheme(path, header.get("energy_scheme"), energy_scheme)
     quantity = next((name for name in (FORMATION, TOTAL) if name in (rows.fieldnames or ())), None)
     if quantity is None or "formula" not in (rows.fieldnames or ()):
         raise RelaxError(
             f"{path}: columns {', '.join(rows.fieldnames or ['(none)'])}; it needs formula and "
             f"{TOTAL} or {FORMATION}"
         )
+    return reference_of_rows(str(path), rows, quantity, header, energy_scheme, elemental_energies)
+
+
+def reference_of_rows(
+    path: str,
+    rows: Iterable[Mapping[str, Any]],
+    quantity: str,
+    header: Mapping[str, str],
+    energy_scheme: str | None = None,
+    elemental_energies: Mapping[str, float] | None = None,
+) -> ReferenceEnergies:
+    """Check rows of a table.
+
+    Args:
+        path: What errors call it.
+        rows: With `formula`, the quantity, and perhaps `count` and `chemsys`.
+        quantity: `energy_per_atom` or `formation_energy_per_atom`.
+        header: See `ReferenceEnergies`.
+        energy_scheme: See `read_reference`.
+        elemental_energies: Likewise.
+
+    Raises:
+        RelaxError: Naming the row and the remedy.
+    """
+    scheme = _scheme(path, header.get("energy_scheme"), energy_scheme)
     formulas, amounts, energies, counts = _columns(path, rows, quantity)
     elemental: Mapping[str, float] | None
     if quantity == TOTAL:
@@ -175,7 +199,7 @@ def _parse(path: Path) -> tuple[dict[str, str], csv.DictReader[str]]:
     return header, csv.DictReader(lines[first:])
 
 
-def _scheme(path: Path, stated: str | None, given: str | None) -> str:
+def _scheme(path: str, stated: str | None, given: str | None) -> str:
     if stated and given and stated != given:
         raise RelaxError(f"{path} says energy_scheme {stated}, not {given}; leave the scheme out")
     scheme = stated or given
@@ -194,19 +218,19 @@ def _scheme(path: Path, stated: str | None, given: str | None) -> str:
 
 
 def _columns(
-    path: Path, rows: csv.DictReader[str], quantity: str
+    path: str, rows: Iterable[Mapping[str, Any]], quantity: str
 ) -> tuple[
     tuple[str, ...], tuple[dict[str, float], ...], NDArray[np.float64], tuple[int, ...] | None
 ]:
     """Read formulas, their amounts, energies and counts."""
     formulas, amounts, energies, counts = [], [], [], []
-    counted = "count" in (rows.fieldnames or ())
+    counted = False
     for number, row in enumerate(rows, start=1):
-        formula = row["formula"]
+        formula, counted = row["formula"], "count" in row
         if not formula and row.get("chemsys") == "N-Na":
             formula = "NaN"  # sodium nitride, which pandas takes for a missing value
         try:
-            energy = float(row[quantity] or "nan")
+            energy = float("nan" if row[quantity] in (None, "") else row[quantity])
             amounts.append(parse_formula(formula))
             if counted:
                 counts.append(int(row["count"]))
@@ -227,7 +251,7 @@ def _columns(
 
 
 def _terminals(
-    path: Path,
+    path: str,
     formulas: Sequence[str],
     amounts: Sequence[Mapping[str, float]],
     energies: NDArray[np.float64],
@@ -248,7 +272,7 @@ def _terminals(
     return terminals
 
 
-def _stated_elements(path: Path, header: Mapping[str, str]) -> dict[str, float] | None:
+def _stated_elements(path: str, header: Mapping[str, str]) -> dict[str, float] | None:
     if "elemental_energies" not in header:
         return None
     try:

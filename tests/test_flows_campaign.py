@@ -275,6 +275,25 @@ def test_a_crystal_drawn_twice_is_one_candidate(checkpoint: Path, tmp_path: Path
     assert len(drawn) == 3
 
 
+def test_who_knew_a_crystal_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    """Known to the reference, to the training set, and drawn before; by these names."""
+    salt, unheard_of = rocksalt("Na", "Cl", 5.69), rocksalt("Na", "Cl", 6.9)
+    (tmp_path / "trained.cif").write_text(rocksalt("Na", "Cl", 6.7).to(fmt="cif"))
+    config = tiny_config(
+        checkpoint, url(tmp_path), reference="mp", trained_on=str(tmp_path / "trained.cif")
+    )
+    tetragonal = unheard_of.copy()
+    tetragonal.apply_strain([0.0, 0.0, 0.9])
+    campaign = relaxed_campaign(config, [salt, tetragonal])
+    screen_pending(config, campaign)
+    with open_database(config.database).session(write=False) as session:
+        table = queries.candidates(session, sort="material_id")
+        found = queries.candidates(session, 'known_to CONTAINS "mp"')
+    assert table["known_to"].tolist() == ["training, mp", ""]
+    assert table["is_novel"].tolist() == [False, True]
+    assert found["material_id"].tolist() == ["sbfn-1"]
+
+
 def test_others_may_write_while_crystals_are_compared(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

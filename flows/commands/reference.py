@@ -91,9 +91,12 @@ def build(
     "import", epilog="Example: symmbfn hull import mp.csv --name mp --energy-scheme mp2020"
 )
 def import_hull(
-    file: Annotated[
-        Path,
-        typer.Argument(help="csv: formula, and energy_per_atom or formation_energy_per_atom."),
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="csv (formula, and energy_per_atom or formation_energy_per_atom); JSON of "
+            "Materials Project entries or of OPTIMADE structures; 'mp' or an OPTIMADE URL to ask."
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="To use it by. (default the file's)")] = None,
     energy_scheme: Annotated[
@@ -103,13 +106,27 @@ def import_hull(
         str | None,
         typer.Option(help="Elemental energies for formation energies: JSON file, FILE#KEY, hull."),
     ] = None,
+    elements: Annotated[
+        str | None, typer.Option(help="To ask for, such as Li,Fe,O; MP_API_KEY holds mp's key.")
+    ] = None,
+    energy_field: Annotated[
+        str | None,
+        typer.Option(help="Of OPTIMADE, such as formation_energy_per_atom=_oqmd_delta_e."),
+    ] = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Check a file of reference energies and keep it to be used by name."""
+    """Check reference energies and keep them to be used by name."""
     from relax.hull import describe
     from relax.reference import import_hull as keep
 
-    kept = keep(file, name=name, energy_scheme=energy_scheme, elements_from=elements_from)
+    kept = keep(
+        source,
+        name=name,
+        energy_scheme=energy_scheme,
+        elements_from=elements_from,
+        elements=[symbol.strip() for symbol in (elements or "").split(",") if symbol.strip()],
+        energy_field=energy_field,
+    )
     used = kept.name.removesuffix(".csv.gz")
     without = describe(used).without_energy
     if as_json:
