@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pymatgen.core import Structure
 
+_CHUNK = 400_000  # pairs of atoms compared at once; bounds the memory
 _LEAST_VOLUME = 0.1  # Å³ per atom
 _PRIMITIVE_TOLERANCE = 0.25  # Å along each axis, pymatgen's default
 Formula = tuple[tuple[int, int], ...]
@@ -115,13 +116,15 @@ class Cell:
         tolerance = _PRIMITIVE_TOLERANCE / np.linalg.norm(self.matrix, axis=1)
         shifts = parts[0] - parts[0][0]  # the rarest element has the fewest
         for part in parts:  # each shift must carry all atoms onto their likes
-            carried = _near(
-                shifts[:, None, None] + part[None, :, None], part[None, None], 2 * tolerance
-            )
-            shifts = shifts[carried.any(axis=2).all(axis=1)]
+            step = max(1, _CHUNK // len(part) ** 2)
+            carried = [
+                _near(some[:, None, None] + part[None, :, None], part, 2 * tolerance)
+                for some in np.split(shifts, range(step, len(shifts), step))
+            ]
+            shifts = shifts[np.concatenate([near.any(axis=2).all(axis=1) for near in carried])]
             if len(shifts) == 1:
                 return None
-        for size in (n for n in range(2, units + 1) if units % n == 0):
+        for size in (n for n in range(2, len(shifts) + 1) if units % n == 0):
             inverses, multiples = _multiples(size)
             near = _near(inverses[:, :, None], shifts[None, None], tolerance)
             for row in np.flatnonzero(near.any(axis=2).all(axis=1)):

@@ -245,3 +245,14 @@ def test_what_is_disordered_is_not_compared():
     vacant = Structure(Lattice.cubic(3.6), [{"Cu": 0.5}], [[0, 0, 0]])
     assert unique([alloy, alloy, vacant, vacant]).tolist() == [0, 1, 2, 3]
     assert not Reference.from_structures([alloy]).novel([alloy, vacant]).any()
+
+
+def test_a_left_handed_cell_of_500_atoms_is_the_crystal_of_two():
+    salt = make("cubic rock salt").get_primitive_structure()
+    large = salt * (5, 5, 10)
+    left = Structure(
+        large.lattice.matrix[[1, 0, 2]], large.species, large.frac_coords[:, [1, 0, 2]]
+    )
+    assert len(left) == 500 and np.linalg.det(left.lattice.matrix) < 0
+    assert len(Cell.of(left).reduced().numbers) == 2
+    assert unique([salt, left]).tolist() == [0, 0]
