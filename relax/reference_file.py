@@ -226,7 +226,7 @@ def _columns(
     formulas, amounts, energies, counts = [], [], [], []
     counted = False
     for number, row in enumerate(rows, start=1):
-        formula, counted = row["formula"], "count" in row
+        formula, counted = row["formula"] or "", "count" in row
         if not formula and row.get("chemsys") == "N-Na":
             formula = "NaN"  # sodium nitride, which pandas takes for a missing value
         try:

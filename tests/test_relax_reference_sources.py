@@ -244,7 +244,7 @@ def test_a_saved_response_and_what_is_neither(folder):
     import_hull(saved, energy_scheme="mp2020", energy_field="formation_energy_per_atom=_x_e")
     assert Hull.load("saved").elements == {"Li", "O"}
     with pytest.raises(RelaxError, match="leave --elements out"):
-        import_hull(saved, elements=["Li"])
+        import_hull(saved, elements=["Li"], name="other")
     with pytest.raises(RelaxError, match="neither a list of entries nor an OPTIMADE response"):
         import_hull(as_file(folder / "other.json", {"energy": 1}))
     (folder / "torn.json").write_text("[{")
