@@ -36,6 +36,7 @@ class Matcher:
         """Wrap a reduced primitive cell."""
         self.cell = reduced
         self._matrix = reduced.matrix / np.cbrt(reduced.volume_per_atom)
+        self._vectors: _Vectors | None = None
 
     @classmethod
     def of(cls, cell: Cell) -> Matcher:
@@ -49,7 +50,7 @@ class Matcher:
 
     def vectors(self, longest: float) -> _Vectors:
         """Return the lattice vectors up to a length; those of the last call are kept."""
-        if not hasattr(self, "_vectors") or self._vectors.longest < longest:
+        if self._vectors is None or self._vectors.longest < longest:
             self._vectors = _Vectors.of(self._matrix, max(longest, 1.3 * self.metric[0].max()))
         return self._vectors
 
@@ -135,7 +136,7 @@ def _own_bases(
     off = np.abs(np.log(own_lengths / lengths)) / np.log(1 + LENGTH_TOLERANCE)
     off = np.maximum(off, np.abs(own_angles - angles) / np.radians(ANGLE_TOLERANCE))
     pairs = np.flatnonzero((off < 1).all(axis=1))
-    atoms = np.array([len(ones[pair].cell.numbers) for pair in pairs])
+    atoms = np.array([len(one.cell.numbers) for one in ones])[pairs]
     inverses = np.broadcast_to(np.eye(3), (len(pairs), 3, 3))
     found_lengths, found_angles = own_lengths[pairs], own_angles[pairs]
     return pairs, _averaged(

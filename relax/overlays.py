@@ -240,4 +240,5 @@ def _shortest(apart: NDArray[np.float64], matrices: NDArray[np.float64]) -> NDAr
     images = apart[:, None] - np.where(apart < 0, -1.0, 1.0)[:, None] * _IMAGES
     vectors = images @ matrices
     best = (vectors**2).sum(axis=2).argmin(axis=1)
-    return vectors[np.arange(len(vectors)), best]
+    shortest: NDArray[np.float64] = vectors[np.arange(len(vectors)), best]
+    return shortest
