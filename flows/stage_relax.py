@@ -16,7 +16,13 @@ from db.session import Database, open_database
 from flows import inputs, progress
 from flows.assess import place
 from flows.leases import free_dead, heartbeat, worker_name
-from flows.rows import potential_row, relax_config, relax_settings, relaxation_row
+from flows.rows import (
+    potential_row,
+    relax_budget,
+    relax_config,
+    relax_settings,
+    relaxation_row,
+)
 from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 2.0
 _CLAIMED_AT_ONCE = 256  # starting the worker processes costs seconds
+_CLAIMED_IN_TIME = 32  # as far as a budget of time may be overdrawn
 
 
 @dataclass(frozen=True)
@@ -41,20 +48,26 @@ class _Work:
     config: RelaxConfig
     settings: dict[str, Any]
     lease_seconds: int
+    budget: queries.Budget | None
 
     def left(self, session: Session) -> int:
         """Count the crystals that still want relaxing; those of dead processes are freed."""
         free_dead(session)
-        return queries.unfinished(session, self.campaign_id, self.potential_id, self.settings)
+        return queries.unfinished(
+            session, self.campaign_id, self.potential_id, self.settings, self.budget
+        )
 
 
 def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
     """Relax the campaign's crystals that still want it, storing each as soon as it is done.
 
+    With a relaxation budget those first that come first in the ranking, until it is spent.
     Other processes may do the same at the same time: each crystal is lent to one of them.
     """
     work = _work(config, campaign_id)
     worker = worker_name()
+    timed = work.budget is not None and work.budget.seconds is not None
+    claimed_at_once = _CLAIMED_IN_TIME if timed else _CLAIMED_AT_ONCE
     with work.database.session() as session:
         left = work.left(session)
     bar = progress.current()
@@ -69,7 +82,8 @@ def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
                 potential_id=work.potential_id,
                 settings=work.settings,
                 lease_seconds=work.lease_seconds,
-                limit=_CLAIMED_AT_ONCE,
+                limit=claimed_at_once,
+                budget=work.budget,
             )
         with closing(_relax_claims(work, claims)) as results:
             for result in results:
@@ -78,6 +92,10 @@ def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
             time.sleep(_POLL_SECONDS)
         with work.database.session() as session:
             left = work.left(session)
+    if work.budget is not None:
+        reason = f"the relaxation budget of {config.funnel.relax_budget} went to others"
+        with work.database.session() as session:
+            queries.pass_over(session, campaign_id, work.potential_id, work.settings, reason)
 
 
 def _work(config: CampaignConfig, campaign_id: int) -> _Work:
@@ -93,6 +111,7 @@ def _work(config: CampaignConfig, campaign_id: int) -> _Work:
         config=relaxation,
         settings=relax_settings(relaxation),
         lease_seconds=config.lease_seconds,
+        budget=relax_budget(config),
     )
 
 

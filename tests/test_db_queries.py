@@ -362,6 +362,8 @@ def test_funnel_counts_each_stage(database: Database) -> None:
         "valid": 4,
         "distinct": 5,
         "known_before": 0,
+        "known_as_drawn": 0,
+        "passed_over": 0,
         "relaxed": 3,
         "failed": 1,
         "not_assessable": 0,
