@@ -5,10 +5,11 @@ r"""What a relaxation budget finds for its time, against relaxing everything in 
     python -m benchmarks.funnel replay runs/pool.jsonl --signals runs/pool-signals.json \
         --hull mp2020 --hull chgnet --plot docs/funnel.png
 
-The pool is relaxed once, all of it, and may be stopped and gone on with. `look` computes the signals
-of its crystals as drawn, and times that and the drawing. `replay` puts the pool into the order of the
-funnel and counts what the first of them would have found; the time of drawing and of looking at all
-counts as well. Falls are learned from four fifths of the pool and judged on the last one.
+The pool is relaxed once, all of it; stopped, it goes on. `look` computes the signals of its
+crystals as drawn, and times that and the drawing. `replay` puts the pool into the order of the
+funnel and counts what the first of them would have found; the time of drawing and of looking at
+all counts as well. Falls are learned from four fifths of the pool and judged on the last one, in
+turn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from benchmarks.sun import _lines
 from relax.hull import Hull
 from relax.matching import Reference, unique
 from relax.optimize import RelaxConfig
@@ -47,7 +46,8 @@ def look_at(arguments: argparse.Namespace) -> None:
 
     drawn = [Structure.from_dict(line["drawn"]) for line in _pool(arguments.file)]
     potential, config = load("chgnet"), RelaxConfig()
-    list(look(drawn[:3], potential, config)), sample("mp20", 8, seed=0)  # what is loaded only once
+    list(look(drawn[:3], potential, config))  # what is loaded only once
+    sample("mp20", 8, seed=0)
     began = time.process_time()
     seen = dict(look(drawn, potential, config))
     looking = (time.process_time() - began) / len(drawn)
@@ -110,19 +110,21 @@ def replay(arguments: argparse.Namespace) -> None:
     signals = [None if one is None else Signals(**one) for one in stored["signals"][: len(lines)]]
     costs = stored["drawing"], stored["looking"]
     falls = _learned_elsewhere(lines, signals)
-    pools = {name: _judged(lines, signals, costs, Hull.load(name), arguments.novel)
-             for name in arguments.hull}  # fmt: skip
+    pools = {
+        name: _judged(lines, signals, costs, Hull.load(name), arguments.novel)
+        for name in arguments.hull
+    }
+    everything = np.arange(len(lines))
     for name, pool in pools.items():
-        orders = _orders(pool, falls)
-        everything = np.arange(len(lines))
-        print(f"\nhull {name}: {len(lines)} crystals, {pool.candidate.sum()} after the known and "
-              f"duplicates are taken out; all in order take {pool.spent(everything, False)[-1]:.0f} s")  # fmt: skip
+        seconds = pool.spent(everything, funnel=False)[-1]
+        print(f"\nhull {name}: {len(lines)} crystals, relaxing all takes {seconds:.0f} s;")
+        print(f"{pool.candidate.sum()} without the known and duplicates. Of the pool relaxed:")
+        print("found an hour over that in order (95 % interval), and the share of all found")
         for tier, limit in TIERS.items():
-            print(f"  {tier}, {pool.found(everything, limit)[-1]} in all: times as many per hour as "
-                  "in order (95 % interval), and the share of all that is found")  # fmt: skip
-            for label, queues in orders.items():
+            print(f"  {tier}, {pool.found(everything, limit)[-1]} in all")
+            for label, queues in _orders(pool, falls).items():
                 told = [f"{share:.0%}: {_compared(pool, queues, limit, share)}" for share in SHARES]
-                print(f"    {label:20}", "   ".join(told))
+                print(f"    {label:22}", "   ".join(told))
     if arguments.plot:
         _plot(pools, falls, Path(arguments.plot))
 
@@ -148,8 +150,11 @@ def _judged(
     energies = [np.nan if one is None else one.energy_per_atom for one in signals]
     drawn_above[:] = _above(hull, drawn, energies)
     turned = [i for place, i in enumerate(good) if new_relaxed[place] and not new_drawn[i]]
-    print(f"known as drawn {np.sum(~new_drawn)}, of them new when relaxed {len(turned)}, at 0 and "
-          f"0.1 eV/atom {np.sum(above[turned] <= 0)} and {np.sum(above[turned] <= 0.1)} ({hull.name})")  # fmt: skip
+    near = [int(np.sum(above[turned] <= limit)) for limit in TIERS.values()]
+    print(
+        f"known as drawn {np.sum(~new_drawn)}, of them new when relaxed {len(turned)}; of these "
+        f"within 0 and 0.1 eV/atom of hull {hull.name}: {near[0]} and {near[1]}"
+    )
     seconds = np.array([float(line["seconds"]) for line in lines])
     return Pool(seconds, sum(costs), costs[0], candidate, kind, drawn_above, above)
 
@@ -163,15 +168,17 @@ def _above(hull: Hull, structures: list[Structure], energies: list[float]) -> ND
 def _learned_elsewhere(
     lines: list[dict[str, Any]], signals: list[Signals | None]
 ) -> NDArray[np.float64]:
-    """Return each crystal's sure fall, learned from the other folds; 0 where there are no signals."""
+    """Return each crystal's sure fall, learned from the other folds; 0 without signals."""
     fold = np.random.default_rng(0).integers(0, FOLDS, len(lines))
     falls = np.zeros(len(lines))
     usable = [i for i, one in enumerate(signals) if one is not None]
     for number in range(FOLDS):
         rows = [i for i in usable if fold[i] != number and lines[i]["status"] == "converged"]
         taught = [one for i in rows if (one := signals[i]) is not None]
-        fell = [one.energy_per_atom - lines[i]["energy_per_atom"]
-                for i, one in zip(rows, taught, strict=True)]  # fmt: skip
+        fell = [
+            one.energy_per_atom - lines[i]["energy_per_atom"]
+            for i, one in zip(rows, taught, strict=True)
+        ]
         learned = Fall.learn(taught, fell)
         here = [i for i in usable if fold[i] == number]
         if learned is not None:
@@ -199,18 +206,17 @@ def _orders(pool: Pool, falls: NDArray[np.float64]) -> dict[str, list[NDArray[np
 
 def _compared(pool: Pool, queues: list[NDArray[np.int64]], limit: float, share: float) -> str:
     """Say how many more are found per hour than in order, and which part of all."""
-    count = int(share * len(pool.seconds))
-    gains, recalls = [], []
-    for queue in queues:
-        gain, recall = _gain(pool, queue[:count], limit, np.ones(len(pool.seconds)))
-        gains.append(gain), recalls.append(recall)
-    random, boot = np.random.default_rng(0), []
+    total = len(pool.seconds)
+    count = int(share * total)
+    results = [_gain(pool, queue[:count], limit, np.ones(total)) for queue in queues]
+    gain, recall = np.mean(results, axis=0)
+    random = np.random.default_rng(0)
+    again = []
     for _ in range(400):
-        weights = np.bincount(random.integers(0, len(pool.seconds), len(pool.seconds)),
-                              minlength=len(pool.seconds)).astype(float)  # fmt: skip
-        boot.append(_gain(pool, queues[0][:count], limit, weights)[0])
-    low, high = np.quantile(boot, [0.025, 0.975])
-    return f"{np.mean(gains):4.1f} ({low:.1f}-{high:.1f}) {np.mean(recalls):4.0%}"
+        weights = np.bincount(random.integers(0, total, total), minlength=total).astype(float)
+        again.append(_gain(pool, queues[0][:count], limit, weights)[0])
+    low, high = np.quantile(again, [0.025, 0.975])
+    return f"{gain:4.1f} ({low:.1f}-{high:.1f}) {recall:4.0%}"
 
 
 def _gain(
@@ -235,29 +241,31 @@ def _plot(pools: dict[str, Pool], falls: NDArray[np.float64], file: Path) -> Non
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, grid = plt.subplots(len(pools), len(TIERS), figsize=(9, 3.6 * len(pools)), sharey=True,
-                                sharex=True, squeeze=False)  # fmt: skip
+    figure, grid = plt.subplots(
+        len(pools),
+        len(TIERS),
+        figsize=(9, 3.6 * len(pools)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
     for row, (name, pool) in zip(grid, pools.items(), strict=True):
         orders = _orders(pool, falls)
         everything = np.arange(len(pool.seconds))
-        whole = pool.spent(everything, False)[-1]
+        whole = pool.spent(everything, funnel=False)[-1]
         for axes, (tier, limit) in zip(row, TIERS.items(), strict=True):
             total = pool.found(everything, limit)[-1]
-
-            def curve(queue: NDArray[np.int64], funnel: bool, label: str, style: dict[str, Any],
-                      draw: Callable[..., Any] = axes.plot, pool: Pool = pool, limit: float = limit,
-                      total: int = total, whole: float = whole) -> None:  # fmt: skip
-                draw(100 * pool.spent(queue, funnel) / whole,
-                     100 * pool.found(queue, limit) / total, label=label, **style)  # fmt: skip
-
             ideal = np.argsort(np.where(pool.hits(limit), 0, 1e6) + pool.seconds)
-            curve(ideal, True, "if one knew", {"color": "0.75", "linestyle": ":"})
-            curve(orders["as drawn"][0], True, "energy above hull as drawn", {"color": "#1b6ca8"})
-            curve(orders["less the learned fall"][0], True, "less the learned fall",
-                  {"color": "#c8553d"})  # fmt: skip
-            curve(orders["less fall, 10 % random"][0], True, "the same, 10 % by lot",
-                  {"color": "#c8553d", "linestyle": "--"})  # fmt: skip
-            curve(everything, False, "everything in order", {"color": "0.2"})
+            for label, queue, color, line in (
+                ("if one knew", ideal, "0.75", ":"),
+                ("energy above hull as drawn", orders["as drawn"][0], "#1b6ca8", "-"),
+                ("less the learned fall", orders["less the learned fall"][0], "#c8553d", "-"),
+                ("the same, 10 % by lot", orders["less fall, 10 % random"][0], "#c8553d", "--"),
+                ("everything in order", everything, "0.2", "-"),
+            ):
+                spent = pool.spent(queue, funnel=queue is not everything)
+                found = pool.found(queue, limit)
+                axes.plot(100 * spent / whole, 100 * found / total, line, color=color, label=label)
             axes.set_title(f"{tier}, hull {name} ({total} in {len(pool.seconds)})", fontsize=10)
             axes.grid(alpha=0.3)
             axes.set_xlim(0, 100)
@@ -272,7 +280,8 @@ def _plot(pools: dict[str, Pool], falls: NDArray[np.float64], file: Path) -> Non
 
 
 def _pool(file: str) -> list[dict[str, Any]]:
-    return sorted(_lines(Path(file)), key=lambda line: int(line["index"]))
+    lines = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    return sorted(lines, key=lambda line: int(line["index"]))
 
 
 def main() -> None:

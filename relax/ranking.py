@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 FEWEST = 60
-"""Relaxations that a `Fall` is learned from; with half as many it ranked worse than nothing
-learned (benchmarks/funnel.py)."""
+"""Relaxations that a `Fall` is learned from: of 30 it ranked far worse than nothing learned, of 60
+as well as of 400."""
 _SURE = 1.28  # standard deviations below the mean: nine of ten fall further
 _FLOOR = 0.01  # eV/Å and eV, below which a force or virial says nothing more
 _LEAST_FALL = 1e-4  # eV/atom, as near as a relaxation ends
