@@ -11,6 +11,7 @@ from sqlalchemy import select
 from db import queries
 from db.models import Candidate, Ranking, Relaxation
 from db.session import Database, open_database
+from flows.cli import run
 from flows.commands.discover import _show
 from flows.errors import ConfigError
 from flows.outcome import outcome
@@ -82,7 +83,9 @@ def test_a_budget_relaxes_the_first_and_passes_over_the_rest(
     _show(found, config)
     shown = capsys.readouterr().out
     assert f"passed_over {len(rows) - 3}" in shown
-    assert "passed_over: the budget of 3 went to others;" in shown
+    assert "passed_over: the budget of 3 went to others, so that" in shown
+    run(["candidates", "--db", config.database or ""])
+    assert f", not relaxed: {len(rows) - 3} passed over" in capsys.readouterr().out
 
 
 def test_a_campaign_that_was_stopped_goes_on_with_the_same_order_and_budget(

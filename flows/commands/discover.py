@@ -156,7 +156,8 @@ def _show(found: Outcome, settings: CampaignConfig) -> None:
     if settings.funnel.relax_budget is not None:
         print(
             "known_as_drawn: not relaxed, as no crystal is novel that matched a known one; "
-            f"passed_over: the budget of {settings.funnel.relax_budget} went to others;"
+            f"passed_over: the budget of {settings.funnel.relax_budget} went to others, so that "
+            "the numbers after it are lower bounds;"
         )
     print(
         f"near_hull: within {HULL_BAND} eV/atom of the hull; sun: stable, unique and novel; "
