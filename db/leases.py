@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from db.documents import Document, content_hash, structure_from_dict
+from db.documents import Document, structure_from_dict
 from db.errors import StaleLeaseError
-from db.fields import drawn_in
 from db.ids import material_id
 from db.models import Candidate, Relaxation, utc_now
+from db.rankings import Budget, place_in, seconds_spent, unrelaxed, within
 from db.records import get_or_insert
 
 if TYPE_CHECKING:
@@ -42,14 +42,23 @@ def _now(session: Session) -> datetime:
     return utc_now()
 
 
-def _unrelaxed(campaign_id: int, potential_id: int, settings: Document) -> ColumnElement[bool]:
-    """Candidates of a campaign that this potential has not relaxed with these settings."""
-    relaxed = exists().where(
-        Relaxation.candidate_id == Candidate.id,
-        Relaxation.potential_id == potential_id,
-        Relaxation.settings_hash == content_hash(settings),
-    )
-    return drawn_in(campaign_id) & ~relaxed & (Candidate.state != "invalid")
+def _wanted(
+    session: Session,
+    campaign_id: int,
+    potential_id: int,
+    settings: Document,
+    budget: Budget | None,
+) -> ColumnElement[bool]:
+    """Candidates of a campaign that are still to be relaxed, and within its budget."""
+    wanted = unrelaxed(campaign_id, potential_id, settings)
+    if budget is None:
+        return wanted
+    wanted &= within(budget, campaign_id)
+    if budget.seconds is not None:
+        spent = seconds_spent(session, campaign_id, potential_id, settings)
+        if spent >= budget.seconds:  # what is lent is finished
+            wanted &= Candidate.lease_until > _now(session)
+    return wanted
 
 
 def claim(
@@ -61,20 +70,24 @@ def claim(
     settings: Document,
     lease_seconds: float,
     limit: int,
+    budget: Budget | None = None,
 ) -> list[Claim]:
     """Lend up to ``limit`` candidates that want relaxing to a worker, largest first.
 
-    So the last ones of a campaign are short, and no worker waits long for another.
+    So the last ones of a campaign are short, and no worker waits long for another. With a budget
+    only those that it allows, in the order of their places.
+
     A candidate is lent when nobody holds it or its lease has run out. Commit before starting
     the work. An empty list means that nothing is free, not that all is done (``unfinished``).
     """
     now = _now(session)
     free = or_(Candidate.lease_until.is_(None), Candidate.lease_until <= now)
-    wanted = _unrelaxed(campaign_id, potential_id, settings) & free
+    wanted = _wanted(session, campaign_id, potential_id, settings, budget) & free
+    first = Candidate.nsites.desc() if budget is None else place_in(campaign_id)
     rows = session.scalars(
         select(Candidate.id)
         .where(wanted)
-        .order_by(Candidate.nsites.desc(), Candidate.id)
+        .order_by(first, Candidate.id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=Candidate)  # SQLite: the whole file is ours
     ).all()
@@ -126,9 +139,15 @@ def _touch(session: Session, candidate_id: int, fence: int, until: datetime | No
     return changed.scalar() is not None
 
 
-def unfinished(session: Session, campaign_id: int, potential_id: int, settings: Document) -> int:
-    """How many candidates of a campaign still want relaxing, lent ones included."""
-    wanted = _unrelaxed(campaign_id, potential_id, settings)
+def unfinished(
+    session: Session,
+    campaign_id: int,
+    potential_id: int,
+    settings: Document,
+    budget: Budget | None = None,
+) -> int:
+    """How many candidates of a campaign are still to be relaxed, lent ones included."""
+    wanted = _wanted(session, campaign_id, potential_id, settings, budget)
     return session.execute(select(func.count()).select_from(Candidate).where(wanted)).scalar_one()
 
 
@@ -144,7 +163,7 @@ def record_relaxation(session: Session, relaxation: Relaxation, *, fence: int) -
     ours = session.execute(
         update(Candidate)
         .where(Candidate.id == relaxation.candidate_id, Candidate.fence == fence)
-        .values(state=state, lease_owner=None, lease_until=None)
+        .values(state=state, reason=None, lease_owner=None, lease_until=None)
         .returning(Candidate.id)
         .execution_options(synchronize_session=False)
     )

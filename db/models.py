@@ -34,15 +34,27 @@ from sqlalchemy.orm import (
 
 from db.documents import Document, content_hash
 
-STATES = ("generated", "invalid", "relaxed", "failed", "screened", "quarantined")
+STATES = (
+    "generated",
+    "invalid",
+    "known",
+    "passed_over",
+    "relaxed",
+    "failed",
+    "screened",
+    "quarantined",
+)
 """What the latest work on a candidate concluded.
 
-generated: drawn, not yet relaxed · invalid: not worth relaxing (``reason``) · relaxed: converged,
+generated: drawn, not yet relaxed · invalid: not worth relaxing (``reason``) · known: matches a
+known structure as drawn, so not relaxed · passed_over: a campaign's relaxation budget was spent on
+others; another campaign may relax it · relaxed: converged,
 no verdict yet · failed: did not converge · screened: has a verdict · quarantined: so far below the
 hull that the potential is suspected. Being worked on is not a state but a lease (``lease_owner``,
 ``lease_until``), so that a dead worker leaves nothing to repair.
 """
 
+CHOICES = ("ranked", "random", "known")
 VERDICTS = ("stable", "metastable", "unstable", "not_assessable", "quarantined")
 DFT_STATES = ("submitted", "completed", "failed")
 
@@ -246,7 +258,7 @@ class Candidate(Base):
     fingerprint: Mapped[str] = mapped_column(index=True)
     state: Mapped[str] = mapped_column(default="generated", index=True)
     reason: Mapped[str | None] = mapped_column(default=None)
-    """Why it is invalid."""
+    """Why it is invalid, known or passed over."""
     lease_owner: Mapped[str | None] = mapped_column(default=None)
     lease_until: Mapped[datetime | None] = mapped_column(default=None)
     fence: Mapped[int] = mapped_column(default=0)
@@ -254,6 +266,9 @@ class Candidate(Base):
     created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)
 
     provenance: Mapped[list[Provenance]] = relationship(init=False, repr=False)
+    rankings: Mapped[list[Ranking]] = relationship(
+        init=False, repr=False, order_by="Ranking.campaign_id"
+    )
     relaxations: Mapped[list[Relaxation]] = relationship(
         init=False, repr=False, order_by="Relaxation.id"
     )
@@ -282,6 +297,39 @@ class Provenance(Base):
     """The group that the generator drew; that of the crystal may be a supergroup."""
 
     batch: Mapped[Batch] = relationship(init=False, repr=False)
+
+
+class Ranking(Base):
+    """Why a campaign with a relaxation budget relaxes a candidate early, late or not at all.
+
+    The signals are those of one calculation of the crystal as drawn, by the campaign's potential.
+    """
+
+    __tablename__ = "ranking"
+    __table_args__ = (_one_of("choice", CHOICES),)
+
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaign.id"), primary_key=True)
+    candidate_id: Mapped[int] = mapped_column(
+        ForeignKey("candidate.id"), primary_key=True, index=True
+    )
+    energy_per_atom: Mapped[float | None] = mapped_column(default=None)
+    energy_above_hull: Mapped[float | None] = mapped_column(default=None)
+    """As drawn, against the campaign's first hull."""
+    max_force: Mapped[float | None] = mapped_column(default=None)
+    virial: Mapped[float | None] = mapped_column(default=None)
+    """Frobenius norm of stress times volume, eV/atom."""
+    volume_per_atom: Mapped[float | None] = mapped_column(default=None)
+    score: Mapped[float | None] = mapped_column(default=None)
+    """Lower comes first, eV/atom; NULL comes last."""
+    rule: Mapped[str | None] = mapped_column(default=None)
+    """What the score is."""
+    place: Mapped[int | None] = mapped_column(default=None)
+    """In the order of relaxation, from 1; NULL until that is settled, and for the known."""
+    choice: Mapped[str | None] = mapped_column(default=None)
+    """What put it in its place, or that it is known."""
+    passed_over: Mapped[str | None] = mapped_column(default=None)
+    """Why this campaign did not relax it."""
+    created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)
 
 
 class Relaxation(Base):

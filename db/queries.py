@@ -37,8 +37,20 @@ from db.models import (
     Candidate,
     DftCalculation,
     Provenance,
+    Ranking,
     Relaxation,
     Stability,
+)
+from db.rankings import (
+    Budget,
+    Fallen,
+    Unranked,
+    add_ranking,
+    fallen,
+    pass_over,
+    places_taken,
+    unplaced,
+    unranked,
 )
 from db.records import (
     Basis,
@@ -67,12 +79,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Basis",
+    "Budget",
     "Claim",
+    "Fallen",
     "Like",
     "Relaxed",
     "Stored",
+    "Unranked",
     "add_batch",
     "add_candidate",
+    "add_ranking",
     "batch_numbers",
     "campaign_counts",
     "campaign_id",
@@ -82,12 +98,15 @@ __all__ = [
     "candidates",
     "candidates_like",
     "claim",
+    "fallen",
     "finish_campaign",
     "get_or_create_campaign",
     "lock_verdicts",
     "mark_duplicate",
     "material_id",
     "newest_candidate",
+    "pass_over",
+    "places_taken",
     "record_relaxation",
     "record_stability",
     "register_checkpoint",
@@ -101,6 +120,8 @@ __all__ = [
     "unfinished",
     "unfinished_seeds",
     "unique_like",
+    "unplaced",
+    "unranked",
     "unscreened",
 ]
 
@@ -264,9 +285,9 @@ def candidate(session: Session, material_id: str) -> dict[str, Any]:
 
     Returns:
         Plain JSON values: the columns of the candidate, ``provenance`` (each with ``batch``,
-        ``campaign`` and ``checkpoint``), and ``relaxations`` (each with ``potential``,
-        ``dft_calculations``, which have ``hull``, and ``stabilities``, which have ``hull`` and
-        ``known``).
+        ``campaign`` and ``checkpoint``), ``rankings``, and ``relaxations`` (each with
+        ``potential``, ``dft_calculations``, which have ``hull``, and ``stabilities``, which have
+        ``hull`` and ``known``).
 
     Raises:
         DatabaseError: when there is no such candidate.
@@ -274,12 +295,14 @@ def candidate(session: Session, material_id: str) -> dict[str, Any]:
     drawn = selectinload(Candidate.provenance).joinedload(Provenance.batch)
     relaxed = selectinload(Candidate.relaxations)
     judged = relaxed.selectinload(Relaxation.stabilities)
+    ranked = selectinload(Candidate.rankings)
     row = session.get(
         Candidate,
         candidate_id(material_id),
         options=[
             drawn.joinedload(Batch.campaign),
             drawn.joinedload(Batch.checkpoint),
+            ranked,
             relaxed.joinedload(Relaxation.potential),
             relaxed.selectinload(Relaxation.dft_calculations).joinedload(DftCalculation.hull),
             judged.joinedload(Stability.hull),
@@ -311,7 +334,9 @@ def campaign_counts(session: Session, campaign_id: int) -> dict[str, int]:
     """The funnel of a campaign by its own verdicts, in this order of keys.
 
     ``generated`` (asked of the sampler), ``valid``, ``distinct`` (candidates), ``known_before``
-    (drawn by another campaign before, so not unique here), ``relaxed`` (converged), ``failed``,
+    (drawn by another campaign before, so not unique here), ``known_as_drawn`` (matches a known
+    structure, so not relaxed; only with a relaxation budget), ``passed_over`` (the budget was spent
+    on others), ``relaxed`` (converged), ``failed``,
     ``not_assessable``, ``quarantined``, ``stable``, ``near_hull`` (within 0.025 eV/atom of the
     hull, on either side), ``metastable``, ``unique``, ``novel``, ``sun`` (stable, unique and
     novel), ``msun`` (metastable, unique and novel). From ``distinct`` on each candidate counts
@@ -329,8 +354,15 @@ def campaign_counts(session: Session, campaign_id: int) -> dict[str, int]:
     )
     unique = fields_of(campaign)["is_unique"].column
     new = unique & Stability.is_novel
+    left = exists().where(
+        Ranking.candidate_id == Candidate.id,
+        Ranking.campaign_id == campaign_id,
+        Ranking.passed_over.is_not(None),
+    )
     conditions: dict[str, ColumnElement[Any]] = {
         "known_before": ~drawn_first_in(campaign_id),
+        "known_as_drawn": left.where(Ranking.choice == "known") & Relaxation.id.is_(None),
+        "passed_over": left.where(Ranking.choice != "known") & Relaxation.id.is_(None),
         "relaxed": Relaxation.status == "converged",
         "failed": Relaxation.status != "converged",
         "not_assessable": Stability.verdict == "not_assessable",

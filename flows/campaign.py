@@ -1,4 +1,4 @@
-"""The discovery campaign: generate → relax → screen, each stage stored as it goes."""
+"""The discovery campaign: generate → rank → relax → screen, each stage stored as it goes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flows.settings import CampaignConfig
 def discover(config: CampaignConfig) -> int:
     """Discover crystals: generate them, relax them, and find the stable, unique and novel ones.
 
+    With a relaxation budget they are ranked first, and the most promising are relaxed.
     What was done before, by this run or by one that was killed, is in the database and is not
     done again. Without a seed, as on a schedule, campaigns of the same settings that runs before
     left unfinished are finished first.
@@ -36,6 +37,7 @@ def _campaign(config: CampaignConfig) -> int:
     progress.current().stage("generate", config.n)
     for number in range(config.number_of_batches):
         tasks.generate(config, campaign, number)
+    tasks.rank(config, campaign)
     _relax(config, campaign)
     tasks.screen(config, campaign)
     tasks.publish(config, campaign)

@@ -76,6 +76,13 @@ def relax_settings(config: RelaxConfig) -> dict[str, Any]:
     return {**kept, "protocol": PROTOCOL}
 
 
+def relax_budget(config: CampaignConfig) -> queries.Budget | None:
+    """Return what may be spent on relaxations; None for a campaign that relaxes everything."""
+    if config.funnel.relax_budget is None:
+        return None
+    return queries.Budget(config.funnel.relaxations, config.funnel.seconds)
+
+
 def verdict_basis(
     session: Session, config: CampaignConfig, potential: PotentialInfo, hull: Hull, known: Reference
 ) -> queries.Basis:

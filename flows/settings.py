@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +99,52 @@ class RelaxationSettings(_Settings):
     )
 
 
+class FunnelSettings(_Settings):
+    """How much is relaxed of what was drawn; without a budget everything, in the order drawn."""
+
+    relax_budget: int | str | None = Field(
+        default=None,
+        description='Relaxations, such as 300, or their time over all processes, such as "30min".',
+    )
+    random_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Of the relaxations, for crystals drawn by lot: the ranking is judged by them.",
+    )
+
+    @field_validator("relax_budget")
+    @classmethod
+    def _number_or_time(cls, budget: int | str | None) -> int | str | None:
+        if isinstance(budget, str) and budget.strip().isdecimal():
+            budget = int(budget)
+        if isinstance(budget, int) and budget < 1:
+            raise ValueError(f"{budget} relaxations; allow at least 1, or leave it out for all")
+        if isinstance(budget, str) and not (_TIME.fullmatch(budget) and _seconds(budget) > 0):
+            raise ValueError(f"{budget!r}; write a number such as 300, or a time such as 30min")
+        return budget
+
+    @property
+    def relaxations(self) -> int | None:
+        """How many relaxations the budget allows; None for any number."""
+        return self.relax_budget if isinstance(self.relax_budget, int) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How many seconds the relaxations may take together; None for any time."""
+        return _seconds(self.relax_budget) if isinstance(self.relax_budget, str) else None
+
+
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*")
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds of a time such as 90s, 30min or 2h."""
+    found = _TIME.fullmatch(text)
+    assert found is not None  # as the settings have been checked
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
+
+
 class ThresholdSettings(_Settings):
     """Energies above the hull, eV/atom, that divide candidates into tiers."""
 
@@ -166,6 +213,7 @@ class CampaignConfig(_Settings):
     )
     conditions: ConditionSettings = ConditionSettings()
     relaxation: RelaxationSettings = RelaxationSettings()
+    funnel: FunnelSettings = FunnelSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
     database: str | None = Field(
         default=None,
@@ -240,7 +288,8 @@ class CampaignConfig(_Settings):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what comes out, without where and how it runs."""
-        return self.model_dump(mode="json", exclude=set(_NOT_IN_IDENTITY))
+        unused = {"funnel"} if self.funnel.relax_budget is None else set()
+        return self.model_dump(mode="json", exclude={*_NOT_IN_IDENTITY, *unused})
 
     def idempotency_key(self, *fingerprints: str) -> str:
         """Return `key`, or one made of the identity and of the hashes of what it names.

@@ -17,7 +17,13 @@ from db.session import Database, open_database
 from flows import inputs, progress
 from flows.assess import place
 from flows.leases import free_dead, heartbeat, worker_name
-from flows.rows import potential_row, relax_config, relax_settings, relaxation_row
+from flows.rows import (
+    potential_row,
+    relax_budget,
+    relax_config,
+    relax_settings,
+    relaxation_row,
+)
 from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
@@ -42,16 +48,20 @@ class _Work:
     config: RelaxConfig
     settings: dict[str, Any]
     lease_seconds: int
+    budget: queries.Budget | None
 
     def left(self, session: Session) -> int:
         """Count the crystals that still want relaxing; those of dead processes are freed."""
         free_dead(session)
-        return queries.unfinished(session, self.campaign_id, self.potential_id, self.settings)
+        return queries.unfinished(
+            session, self.campaign_id, self.potential_id, self.settings, self.budget
+        )
 
 
 def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
     """Relax the campaign's crystals that still want it, storing each as soon as it is done.
 
+    With a relaxation budget those first that come first in the ranking, until it is spent.
     Other processes may do the same at the same time: each crystal is lent to one of them.
     """
     work = _work(config, campaign_id)
@@ -70,6 +80,10 @@ def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
             time.sleep(_POLL_SECONDS)
         with work.database.session() as session:
             left = work.left(session)
+    if work.budget is not None:
+        reason = f"the relaxation budget of {config.funnel.relax_budget} went to others"
+        with work.database.session() as session:
+            queries.pass_over(session, campaign_id, work.potential_id, work.settings, reason)
 
 
 def _work(config: CampaignConfig, campaign_id: int) -> _Work:
@@ -85,6 +99,7 @@ def _work(config: CampaignConfig, campaign_id: int) -> _Work:
         config=relaxation,
         settings=relax_settings(relaxation),
         lease_seconds=config.lease_seconds,
+        budget=relax_budget(config),
     )
 
 
@@ -126,6 +141,7 @@ def _claimed_one_by_one(work: _Work, held: dict[int, Claim]) -> Generator[Struct
                 settings=work.settings,
                 lease_seconds=work.lease_seconds,
                 limit=1,
+                budget=work.budget,
             )
         if not claims:
             return

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import artifacts, stage_generate, stage_relax, stage_screen
+from flows import artifacts, stage_generate, stage_rank, stage_relax, stage_screen
 from flows.settings import CampaignConfig, one_line
 
 
@@ -45,6 +45,12 @@ def start(config: CampaignConfig) -> int:
 def generate(config: CampaignConfig, campaign: int, number: int) -> None:
     """Draw and store one batch of crystals."""
     stage_generate.generate_batch(config, campaign, number)
+
+
+@task(tags=["symmbfn-relax"], **_RETRYING)
+def rank(config: CampaignConfig, campaign: int) -> None:
+    """Settle which crystals are relaxed first, where there is a budget for it."""
+    stage_rank.rank_pending(config, campaign)
 
 
 @task(tags=["symmbfn-relax"], **_RETRYING)

@@ -111,12 +111,14 @@ def tiny_config(checkpoint: Path, database: str, **more: object) -> CampaignConf
 def run_stages(config: CampaignConfig) -> int:
     """Run a campaign without Prefect; return its row number."""
     from flows.stage_generate import generate_batch, open_campaign
+    from flows.stage_rank import rank_pending
     from flows.stage_relax import relax_pending
     from flows.stage_screen import screen_pending
 
     campaign = open_campaign(config)
     for number in range(config.number_of_batches):
         generate_batch(config, campaign, number)
+    rank_pending(config, campaign)
     relax_pending(config, campaign)
     screen_pending(config, campaign)
     return campaign

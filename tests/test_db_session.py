@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from db import queries
 from db.errors import DatabaseError, SchemaError
-from db.models import Base, Campaign
+from db.models import Base, Campaign, Candidate
 from db.session import Database, open_database
 from tests.db_kinds import KINDS
 from tests.db_support import base_rows
@@ -40,8 +40,8 @@ def test_migrations_make_exactly_the_tables_of_the_models(database: Database) ->
         for constraint in table.constraints
         if isinstance(constraint, CheckConstraint)
     }
-    assert stored == named and len(named) == 4  # alembic does not compare these
-    assert database.revision() == "0004"
+    assert stored == named and len(named) == 5  # alembic does not compare these
+    assert database.revision() == "0005"
 
 
 def test_tables_of_the_first_revision_are_upgraded_with_their_rows(
@@ -59,8 +59,22 @@ def test_tables_of_the_first_revision_are_upgraded_with_their_rows(
                 " VALUES (1, 'key', 'old', '{}', 7, 'abc', '2026-11-01 00:00:00+00:00')"
             )
         )
+        session.execute(
+            text(
+                "INSERT INTO candidate (id, structure, formula_pretty, chemical_formula_reduced,"
+                " chemsys, nelements, nsites, fingerprint, state, fence, created_at)"
+                " VALUES (1, '{}', 'LiF', 'FLi', 'F-Li', 2, 2, '', 'relaxed', 3,"
+                " '2026-11-01 00:00:00+00:00')"
+            )
+        )
     old.close()
     upgraded = open_database(database_url)
+    with upgraded.session() as session:
+        candidate = session.get_one(Candidate, 1)
+        assert (candidate.state, candidate.fence) == ("relaxed", 3)
+        candidate.state = "passed_over"  # a state that there was not
+    with pytest.raises(IntegrityError), upgraded.session() as session:
+        session.get_one(Candidate, 1).state = "lost"
     with upgraded.session(write=False) as session:
         campaign = session.get_one(Campaign, 1)
         assert (campaign.name, campaign.inputs, campaign.finished_at) == ("old", None, None)

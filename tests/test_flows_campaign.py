@@ -46,6 +46,7 @@ from flows.stage_generate import (
     store,
     unfinished_seeds,
 )
+from flows.stage_rank import rank_pending
 from flows.stage_relax import Best, relax_pending
 from flows.stage_screen import screen_pending
 from relax import matching
@@ -136,6 +137,7 @@ def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
         unfinished=unfinished_seeds,
         start=open_campaign,
         generate=generate_batch,
+        rank=rank_pending,
         relax=relax_pending,
         screen=screen_pending,
         publish=lambda config, campaign: None,

@@ -58,6 +58,14 @@ def discover(
     max_relax_steps: Annotated[
         int | None, typer.Option(help="Relaxation steps before giving up. (default 500)")
     ] = None,
+    relax_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|TIME",
+            help="Relax the N most promising crystals, or for so long (30min, 2h; the sum over "
+            "processes). (default all)",
+        ),
+    ] = None,
     seed: common.SeedOption = None,
     checkpoint: common.CheckpointOption = None,
     steps: common.StepsOption = None,
@@ -93,6 +101,7 @@ def discover(
             "hulls": hull or None,
             "reference": reference,
             "relaxation": {"max_steps": max_relax_steps},
+            "funnel": {"relax_budget": relax_budget},
             "seed": seed,
             "checkpoint": checkpoint,
             "steps": steps,
@@ -144,6 +153,12 @@ def _show(found: Outcome, settings: CampaignConfig) -> None:
     print(f"Judged by potential {settings.potential} against hull {settings.hulls[0]}.")
     print("  ".join(f"{name} {count}" for name, count in found.counts.items()))
     print("distinct: each crystal once; known_before: those that an earlier campaign drew;")
+    if settings.funnel.relax_budget is not None:
+        print(
+            "known_as_drawn: not relaxed, as no crystal is novel that matched a known one; "
+            f"passed_over: the budget of {settings.funnel.relax_budget} went to others, so that "
+            "the numbers after it are lower bounds;"
+        )
     print(
         f"near_hull: within {HULL_BAND} eV/atom of the hull; sun: stable, unique and novel; "
         "msun: metastable, unique and novel."

@@ -88,7 +88,13 @@ def candidates(
         return
     columns = [name for name in TABLE_COLUMNS if name in frame.columns]
     common.print_table(columns, frame[columns].astype(object).values.tolist())
-    print(f"{len(frame)} candidates")
+    states = frame["state"].value_counts()
+    left = [
+        f"{states[state]} {state.replace('_', ' ')}"
+        for state in ("passed_over", "known")
+        if state in states
+    ]
+    print(f"{len(frame)} candidates" + (f", not relaxed: {', '.join(left)}" if left else ""))
 
 
 @app.command(epilog="Example: symmbfn show sbfn-42")
