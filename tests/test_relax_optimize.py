@@ -130,8 +130,8 @@ def test_workers_do_as_the_calling_process_does(toy):
 
 
 def test_a_potential_that_cannot_be_loaded_is_an_error_not_a_loss(toy):
-    with pytest.raises(RelaxError, match="float32, not float64"):
-        relax([rocksalt(5.7)], "chgnet", RelaxConfig(workers=1, dtype="float64"))
+    with pytest.raises(RelaxError, match="float64, not float32"):
+        relax([rocksalt(5.7)], "toy@float32", RelaxConfig(workers=1))
     with pytest.raises(RelaxError, match="no potential"):
         relax([rocksalt(5.7)], "chgnot")
 

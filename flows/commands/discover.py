@@ -58,6 +58,7 @@ def discover(
     max_relax_steps: Annotated[
         int | None, typer.Option(help="Relaxation steps before giving up. (default 500)")
     ] = None,
+    keep_symmetry: common.KeepSymmetryOption = False,
     seed: common.SeedOption = None,
     checkpoint: common.CheckpointOption = None,
     steps: common.StepsOption = None,
@@ -92,7 +93,7 @@ def discover(
             "potential": potential,
             "hulls": hull or None,
             "reference": reference,
-            "relaxation": {"max_steps": max_relax_steps},
+            "relaxation": {"max_steps": max_relax_steps, "keep_symmetry": keep_symmetry or None},
             "seed": seed,
             "checkpoint": checkpoint,
             "steps": steps,
