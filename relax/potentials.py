@@ -91,6 +91,8 @@ class Potential(ABC):
         calculator = self.calculator()
         energies = np.full(len(structures), np.nan)
         for index, structure in enumerate(structures):
+            if not np.isfinite([*structure.lattice.matrix, *structure.frac_coords]).all():
+                continue  # some calculators give an energy for what is left
             try:
                 atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
                 atoms.calc = calculator
@@ -183,7 +185,8 @@ def _located(name_or_path: str, energy_scheme: str | None) -> tuple[Source, str]
     possible = info.dtypes or (info.dtype,)
     if dtype and dtype not in possible:
         raise RelaxError(
-            f"potential {name!r} computes in {' or '.join(possible)}, not {dtype}; leave out @{dtype}"
+            f"potential {name!r} computes in {' or '.join(possible)}, not {dtype}; "
+            f"leave out @{dtype}"
         )
     if name in _sources() and energy_scheme not in (None, info.energy_scheme):
         raise RelaxError(

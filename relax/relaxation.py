@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 MAX_STEP = 0.2  # Å, of the optimiser
 STIFFNESS = 30.0  # eV/Å², its first guess
-RATTLE, RATTLE_STRAIN, RATTLE_SEED = 0.02, 0.005, 0  # Å and strain (standard deviations)
+RATTLE, RATTLE_STRAIN, RATTLE_SEED = 0.05, 0.01, 0  # Å and strain (standard deviations)
+TIGHTER = 0.2  # of fmax, so that a weak slope down from a saddle is not taken for its floor
 SADDLE_DEPTH = 1e-3  # eV/atom; a shallower fall is what convergence leaves
 
 
@@ -57,6 +58,7 @@ def _relax_symmetric(
     structure: Structure, potential: Potential, config: RelaxConfig
 ) -> RelaxResult:
     """Relax with the symmetry kept, then let go from near the end to see whether it falls."""
+    config = replace(config, fmax=TIGHTER * config.fmax)
     exact, symmetry = symmetrized(structure, config.symprec)
     run = _Run(exact, potential, config, symmetry)
     result = run.result(structure, *run.outcome())

@@ -289,7 +289,7 @@ def test_any_ase_calculator_is_a_potential_by_a_toml_file(tmp_path):
         ({"elements": ["Xx"]}, "elements: Xx are none"),
         ({"elements": "Cu"}, "elements: list, not 'Cu'"),
         ({"calculator": "no.such:EMT"}, "No module named 'no'"),
-        ({"arguments": {"wrong": 1}}, "cannot make ase.calculators.emt:EMT"),
+        ({"calculator": "ase.calculators.emt:NONE"}, "cannot make ase.calculators.emt:NONE"),
         ({"weights": "none.pt"}, "put its weights at"),
         ({"python": "none/bin/python"}, "is no file; make its environment"),
     ],
