@@ -55,13 +55,13 @@ class CellAndAtoms(Filter):
         y = self.atoms.positions @ _exp(-self._log_stretch)
         return np.vstack([y, self._scale * self._log_stretch])
 
-    def set_positions(self, new: NDArray[np.float64], **_: object) -> None:
-        """Move cell and atoms to where the variables are `new`, shape (N + 3, 3)."""
-        log_stretch = new[-3:] / self._scale
+    def set_positions(self, positions: NDArray[np.float64], **_: object) -> None:
+        """Move cell and atoms to where the variables are `positions`, shape (N + 3, 3)."""
+        log_stretch = positions[-3:] / self._scale
         self._log_stretch = (log_stretch + log_stretch.T) / 2
         stretch = _exp(self._log_stretch)
         self.atoms.set_cell(self._undeformed @ stretch, scale_atoms=False)
-        self.atoms.set_positions(new[:-3] @ stretch)
+        self.atoms.set_positions(positions[:-3] @ stretch)
 
     def get_forces(self, **_: object) -> NDArray[np.float64]:
         """Return minus the derivatives of the energy by the variables, shape (N + 3, 3)."""

@@ -195,7 +195,8 @@ def _energy_per_atom(
             angle_basis_expansion=model.angle_basis_expansion,
             compute_stress=True,
         )
-    per_element = model.composition_model.fc.weight[0]  # eV/atom; its own forward is float32 only
+    per_element: torch.Tensor = model.composition_model.get_parameter("fc.weight")[0]  # eV/atom
+    # the composition model's own forward is float32 only
     composition = torch.stack([per_element[g.atomic_number.long() - 1].mean() for g in graphs])
     return model._compute(batch)["e"] + composition, batch
 
