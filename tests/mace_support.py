@@ -55,7 +55,7 @@ def train_small_mace(teacher: Potential, folder: Path) -> Path:
             *("--E0s", "average", "--model", "MACE", "--loss", "universal", "--lr", "0.02"),
             *("--r_max", "4.0", "--num_channels", "8", "--max_L", "0", "--max_ell", "2"),
             *("--correlation", "2", "--num_radial_basis", "4", "--MLP_irreps", "8x0e"),
-            *("--batch_size", "4", "--max_num_epochs", "80", "--eval_interval", "80"),
+            *("--batch_size", "4", "--max_num_epochs", "40", "--eval_interval", "40"),
             *("--default_dtype", "float64", "--energy_key", "REF_energy"),
             *("--forces_key", "REF_forces", "--stress_key", "REF_stress"),
         ],

@@ -113,6 +113,23 @@ def test_a_package_adds_a_potential_by_an_entry_point(tmp_path, monkeypatch):
     assert np.isfinite(energies).all() and energies[0] != energies[1]
 
 
+def test_a_package_adds_an_ase_calculator_by_one_call(tmp_path, monkeypatch):
+    module = """
+from ase.calculators.emt import EMT
+from relax.potential_ase import ase_source
+
+SOURCE = ase_source("ours", EMT, elements=frozenset({"Cu"}))
+"""
+    add_entry_point(monkeypatch, tmp_path, "ours", module)
+    info = {info.name: info for info in potentials.list_potentials()}["ours"]
+    assert info.energy_scheme == "self-consistent:ours" and info.available
+    copper = Structure.from_spacegroup(225, Lattice.cubic(3.7), ["Cu"], [[0, 0, 0]])
+    gold = Structure.from_spacegroup(225, Lattice.cubic(4.1), ["Au"], [[0, 0, 0]])
+    one, other = relax([copper, gold], "ours", RelaxConfig(workers=1))
+    assert one.status == "converged" and one.potential == info
+    assert other.status == "unsupported_element"
+
+
 def test_energies_do_not_depend_on_batch_cell_order_or_origin(chgnet):
     rutile = make("tetragonal rutile")
     shuffled = Structure.from_sites(list(reversed((rutile * (2, 1, 1)).sites)))
@@ -284,7 +301,7 @@ def test_any_ase_calculator_is_a_potential_by_a_toml_file(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"calculater": "ase:EMT"}, "calculater: no such key; the keys are calculator, arguments"),
+        ({"calc": "ase:EMT"}, "calc: no such key; the keys are calculator, arguments"),
         ({"calculator": "EMT"}, 'write "module:name"'),
         ({"elements": ["Xx"]}, "elements: Xx are none"),
         ({"elements": "Cu"}, "elements: list, not 'Cu'"),
