@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -244,14 +245,17 @@ def _mace_imported() -> Iterator[None]:
     """Import mace before all else that needs e3nn; what the two need of the process is undone.
 
     e3nn reads its own tables in a way that torch refuses without a variable, which mace sets for
-    good when it is first imported: after that every later torch.load may run code.
+    good when it is first imported: after that every later torch.load may run code. Both warn of
+    their own old ways, which nobody who uses them here can mend.
     """
     before = os.environ.get(_UNSAFE_LOADING)
     try:
         os.environ[_UNSAFE_LOADING] = "1"
-        import mace  # noqa: F401
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mace  # noqa: F401
 
-        yield
+            yield
     finally:
         if before is None:
             os.environ.pop(_UNSAFE_LOADING, None)

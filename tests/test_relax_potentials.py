@@ -181,6 +181,7 @@ def test_chgnet_keeps_the_contract(name, check):
 
 
 @pytest.mark.slow  # importing and training mace takes most of a minute
+@pytest.mark.filterwarnings("ignore")  # of e3nn and mace
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_mace_keeps_the_contract(check, dtype, small_mace):
@@ -358,6 +359,7 @@ def test_mace_names_agree_with_its_package_and_leave_the_process_safe(tmp_path, 
 
 
 @pytest.mark.slow  # the same
+@pytest.mark.filterwarnings("ignore")
 def test_a_file_of_mace_weights_relaxes(small_mace):
     info = potentials.find(str(small_mace), energy_scheme="pbe-u-raw")
     assert info.energy_scheme == "pbe-u-raw" and info.name.startswith("tiny-")
