@@ -365,6 +365,6 @@ def test_a_file_of_mace_weights_relaxes(small_mace):
     assert info.energy_scheme == "pbe-u-raw" and info.name.startswith("tiny-")
     potential = potentials.load(str(small_mace))
     assert potential.info.elements == {"Na", "Cl"}
-    (result,) = relax([rock_salt(5.9)], potential, RelaxConfig())
-    assert result.status == "converged"
-    assert result.structure.volume * 4 == pytest.approx(5.69**3, rel=0.1)  # as its teacher's
+    (result,) = relax([bent(rock_salt(5.6))], potential, RelaxConfig(fmax=0.005))
+    assert result.status == "converged" and result.steps > 0
+    assert result.energy_per_atom < result.initial_energy_per_atom
