@@ -1,57 +1,193 @@
-"""How long relaxations take and how they end.
+"""How long relaxations take and how they end, side by side with another way to do them.
 
-    python benchmarks/relaxation.py crystals.extxyz --workers 2 --max-steps 500
+    symmbfn generate -n 100 --seed 5 --out crystals.extxyz
+    python -m benchmarks.relaxation crystals.extxyz --workers 2
+    python -m benchmarks.relaxation crystals.extxyz --against chgnet@float64
+    python -m benchmarks.relaxation --scaling docs/relaxation.png
 
-Prints seconds per crystal, milliseconds per step and atom, the statuses, and how many steps the
-converged ones took, from which `RelaxConfig.max_steps` was chosen.
+The first compares with ASE's FIRE and FrechetCellFilter, one crystal after the other in this
+process, with the same calculator, fmax and end; the second, two precisions or potentials relaxed in
+the same way. The two take turns, a few crystals each, so that a busy machine slows both alike. It
+prints seconds, steps, statuses, and how often the final energies are the same within 2 meV/atom.
+The last plots time and memory against the number of atoms.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
+import subprocess
+import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pymatgen.core import Lattice, Structure
 
-from relax.optimize import RelaxConfig, relax_iter
+from relax.optimize import RelaxConfig, relax
+from relax.potentials import Potential, load
+from relax.relaxation import to_atoms
 from symmbfn.files import read_structures
+
+_SAME = 2e-3  # eV/atom
+_SIZES = (1, 2, 3, 4, 5, 6)  # NaCl supercells of 8 n³ atoms
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one relaxation ended; energy in eV/atom."""
+
+    status: str
+    steps: int
+    energy: float
+
+
+Method = Callable[[Sequence[Structure]], list[Outcome]]
+
+
+def ours(potential: str, config: RelaxConfig) -> Method:
+    """Relax as campaigns do."""
+
+    def run(structures: Sequence[Structure]) -> list[Outcome]:
+        return [
+            Outcome(str(one.status), one.steps, one.energy_per_atom or np.nan)
+            for one in relax(structures, potential, config)
+        ]
+
+    return run
+
+
+def fire(potential: Potential, config: RelaxConfig) -> Method:
+    """Relax with ASE, one after the other."""
+
+    def run(structures: Sequence[Structure]) -> list[Outcome]:
+        return [_fire(structure, potential, config) for structure in structures]
+
+    return run
+
+
+def _fire(structure: Structure, potential: Potential, config: RelaxConfig) -> Outcome:
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE
+
+    atoms = to_atoms(structure)
+    atoms.calc = potential.calculator()
+    optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)  # type: ignore[arg-type]
+    try:
+        converged = optimizer.run(fmax=config.fmax, steps=config.max_steps)
+        energy = atoms.get_potential_energy() / len(atoms)
+    except Exception as error:
+        return Outcome(type(error).__name__, optimizer.nsteps, np.nan)
+    return Outcome("converged" if converged else "step_limit", optimizer.nsteps, energy)
+
+
+def compare(structures: list[Structure], methods: dict[str, Method], at_once: int) -> None:
+    """Run the methods in turns and print what they took and whether their ends agree."""
+    seconds = dict.fromkeys(methods, 0.0)
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in methods}
+    for start in range(0, len(structures), at_once):
+        for name, method in methods.items():
+            started = time.perf_counter()
+            outcomes[name] += method(structures[start : start + at_once])
+            seconds[name] += time.perf_counter() - started
+        print(f"{len(outcomes[name])} crystals", file=sys.stderr, flush=True)
+    for name, ended in outcomes.items():
+        steps = [one.steps for one in ended]
+        print(
+            f"{name:24} {seconds[name]:7.1f} s {np.mean(steps):6.1f} steps (median "
+            f"{np.median(steps):.0f}, most {max(steps)}) "
+            f"{dict(Counter(one.status for one in ended))}"
+        )
+    (here, mine), (there, theirs) = outcomes.items()
+    print(f"{there} takes {seconds[there] / seconds[here]:.2f} times as long as {here}")
+    lower = np.array([a.energy - b.energy for a, b in zip(mine, theirs, strict=True)])
+    lower = lower[np.isfinite(lower)]
+    print(
+        f"{here} within 2 meV/atom of {there}: {np.mean(abs(lower) <= _SAME):.1%}, within 1: "
+        f"{np.mean(abs(lower) <= 1e-3):.1%}; lower {np.mean(lower < -_SAME):.1%}, higher "
+        f"{np.mean(lower > _SAME):.1%}; median {1e3 * np.median(lower):+.2f}, mean "
+        f"{1e3 * np.mean(lower):+.2f} meV/atom; {len(lower)} crystals"
+    )
+
+
+def scaling(potential: str, out: Path) -> None:
+    """Plot seconds per step and peak memory of a process against the number of atoms."""
+    import matplotlib.pyplot as plt
+
+    rows = []
+    for size in _SIZES:
+        text = subprocess.run(
+            [sys.executable, "-m", __spec__.name, "--one", str(size), "--potential", potential],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        rows.append([float(word) for word in text.split()])
+        print("{:.0f} atoms, {:.3f} s, {:.0f} MiB".format(*rows[-1]), flush=True)
+    atoms, seconds, memory = np.array(rows).T
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axes, numbers, label in (
+        (left, seconds, "seconds a step"),
+        (right, memory, "peak memory, MiB"),
+    ):
+        axes.loglog(atoms, numbers, "o-")
+        axes.set(xlabel="atoms", ylabel=label, title=potential)
+    figure.savefig(out, dpi=150)
+
+
+def one_size(potential: str, size: int) -> None:
+    """Print atoms, seconds for energy, forces and stress, and peak memory in MiB."""
+    salt = Structure.from_spacegroup(
+        225, Lattice.cubic(5.7), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+    atoms = to_atoms(salt * (size, size, size))
+    atoms.calc = load(potential).calculator()
+    seconds = []
+    for _ in range(3):
+        atoms.rattle(0.01)  # type: ignore[no-untyped-call]
+        started = time.perf_counter()
+        atoms.get_forces()
+        atoms.get_stress()
+        seconds.append(time.perf_counter() - started)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(len(atoms), min(seconds), memory)
 
 
 def main() -> None:
     """Read, relax, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--potential", default="chgnet")
-    parser.add_argument("--limit", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--max-steps", type=int, default=500)
-    arguments = parser.parse_args()
-    read = [one.structure for one in read_structures(arguments.file) if one.structure is not None]
-    structures = read[: arguments.limit]
-    config = RelaxConfig(workers=arguments.workers, max_steps=arguments.max_steps)
-    started = time.perf_counter()
-    results = []
-    for index, result in relax_iter(structures, arguments.potential, config):
-        results.append(result)
-        print(
-            f"{structures[index].composition.reduced_formula:16} {len(structures[index]):3} atoms "
-            f"{result.status:12} {result.steps:4} steps {result.seconds:6.1f} s {result.reason}"
-        )
-    seconds = time.perf_counter() - started
-    steps = sum(result.steps for result in results)
-    busy = sum(result.seconds for result in results)
-    print(
-        f"{len(results)} crystals in {seconds:.0f} s: {seconds / len(results):.1f} s each with ",
-        end="",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print(f"{arguments.workers} workers; {busy / max(steps, 1) * 1e3:.0f} ms a step")
-    print(dict(Counter(str(result.status) for result in results)))
-    taken = [result.steps for result in results if result.status == "converged"]
-    if taken:
-        quantiles = np.quantile(taken, [0.5, 0.75, 0.9, 1.0]).astype(int)
-        print("steps of the converged, median, 75 %, 90 %, most:", *quantiles)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--potential", default="chgnet")
+    parser.add_argument("--against", default="fire", help="fire, or another potential")
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=50, help="Crystals in each turn.")
+    parser.add_argument("--max-steps", type=int, default=500)
+    parser.add_argument("--scaling", type=Path, help="Figure to write, instead.")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        one_size(given.potential, given.one)
+        return
+    if given.scaling:
+        scaling(given.potential, given.scaling)
+        return
+    if given.file is None:
+        parser.error("give a file of crystals, or --scaling")
+    read = [one.structure for one in read_structures(given.file) if one.structure is not None]
+    config = RelaxConfig(workers=given.workers, max_steps=given.max_steps)
+    other = (
+        fire(load(given.potential), config)
+        if given.against == "fire"
+        else ours(given.against, config)
+    )
+    methods = {given.potential: ours(given.potential, config), given.against: other}
+    compare(read[: given.limit], methods, given.at_once)
 
 
 if __name__ == "__main__":

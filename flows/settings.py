@@ -97,6 +97,10 @@ class RelaxationSettings(_Settings):
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds for one crystal; None: no limit."
     )
+    keep_symmetry: bool = Field(
+        default=False,
+        description="Relax in the space group drawn, then see whether it is a saddle.",
+    )
 
 
 class FunnelSettings(_Settings):

@@ -19,7 +19,10 @@ class IsolatedAtomError(ValueError):
 
 
 def crystal_graph(
-    numbers: NDArray[np.int64], lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]
+    numbers: NDArray[np.int64],
+    lattice: NDArray[np.float64],
+    frac_coords: NDArray[np.float64],
+    dtype: str = "float32",
 ) -> CrystalGraph:
     """Build the graph of one crystal.
 
@@ -27,9 +30,10 @@ def crystal_graph(
         numbers: Atomic numbers, shape (N,).
         lattice: Cell vectors as rows, angstrom, shape (3, 3).
         frac_coords: Fractional coordinates, shape (N, 3); any image of an atom will do.
+        dtype: Of the graph's real numbers, a name in torch.
 
     Returns:
-        The graph, its tensors float32 and int32 on the CPU.
+        The graph, its tensors of this dtype and int32 on the CPU.
 
     Raises:
         IsolatedAtomError: An atom has no neighbour within 6 angstrom.
@@ -54,17 +58,18 @@ def crystal_graph(
     if len(lonely):
         raise IsolatedAtomError(f"atom {lonely[0]} has no neighbour within {ATOM_CUTOFF:g} Å")
     forward, undirected = _pair(center, neighbor, image)
+    real = getattr(torch, dtype)
     return CrystalGraph(
         atomic_number=torch.as_tensor(numbers, dtype=torch.int32),
-        atom_frac_coord=torch.tensor(frac_coords, dtype=torch.float32, requires_grad=True),
+        atom_frac_coord=torch.tensor(frac_coords, dtype=real, requires_grad=True),
         atom_graph=torch.as_tensor(np.stack([center, neighbor], axis=1), dtype=torch.int32),
         atom_graph_cutoff=ATOM_CUTOFF,
-        neighbor_image=torch.as_tensor(image, dtype=torch.float32),
+        neighbor_image=torch.as_tensor(image, dtype=real),
         directed2undirected=torch.as_tensor(undirected, dtype=torch.int32),
         undirected2directed=torch.as_tensor(forward, dtype=torch.int32),
         bond_graph=torch.as_tensor(_angles(center, distance, undirected), dtype=torch.int32),
         bond_graph_cutoff=BOND_CUTOFF,
-        lattice=torch.tensor(lattice, dtype=torch.float32, requires_grad=True),
+        lattice=torch.tensor(lattice, dtype=real, requires_grad=True),
     )
 
 

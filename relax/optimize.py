@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relax.errors import RelaxError
-from relax.potentials import Potential, PotentialInfo, find, load
+from relax.potentials import Potential, PotentialInfo, find, load, python_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pymatgen.core import Structure
 
 
-PROTOCOL = "bfgs-1"  # a new name when optimiser or convergence criterion change
+PROTOCOL = "bfgs-2"  # a new name when optimiser or convergence criterion change
 
 
 class Status(StrEnum):
@@ -25,7 +25,8 @@ class Status(StrEnum):
 
     CONVERGED = "converged"
     STEP_LIMIT = "step_limit"  # forces or stress still too large after max_steps
-    EXPLODED = "exploded"  # the volume left its bounds
+    EXPLODED = "exploded"  # the cell grew, shrank or was stretched beyond all bounds
+    SADDLE = "saddle"  # symmetry kept it at a point from which it falls when let go
     OVERLAP = "overlap"  # two atoms too close, found before any calculation
     NON_FINITE = "non_finite"  # NaN or infinity in the input, or in what the potential returned
     UNSUPPORTED_ELEMENT = "unsupported_element"  # the potential was not trained on it
@@ -42,13 +43,16 @@ class RelaxConfig:
         max_steps: Steps before it is given up. Of 500 generated crystals all converged, half of
             them within 8 steps (benchmarks/sun.py).
         workers: Processes, each with one thread; None is one per core (never more than
-            structures), 0 relaxes in the calling process.
+            structures), 0 relaxes in the calling process (where the potential can be loaded there).
         timeout: Seconds for one structure, None for no limit; needs workers.
         min_distance: Atoms nearer than this overlap, Å.
         max_volume_ratio: Growth or shrinkage of the cell beyond this factor is an explosion.
-        symprec: Tolerance for the space groups reported, Å.
+        max_stretch: So is a stretch along any direction, or its inverse, beyond this factor.
+        symprec: Tolerance for the space groups reported and, if symmetry is kept, for finding it;
+            Å.
+        keep_symmetry: Relax with the space group of the input, which is made exact first; then let
+            go from a small random displacement, to see whether the end is a saddle.
         device: Of torch.
-        dtype: `float32` or `float64`; None is the potential's own.
     """
 
     fmax: float = 0.05
@@ -57,9 +61,10 @@ class RelaxConfig:
     timeout: float | None = None
     min_distance: float = 0.5
     max_volume_ratio: float = 4.0
+    max_stretch: float = 4.0
     symprec: float = 0.1
+    keep_symmetry: bool = False
     device: str = "cpu"
-    dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
@@ -70,10 +75,9 @@ class RelaxConfig:
             raise RelaxError("relaxation: max_steps and workers must not be negative")
         if self.timeout is not None and not self.timeout > 0:
             raise RelaxError(f"relaxation: timeout = {self.timeout} must be positive, or None")
-        if not self.max_volume_ratio > 1:
-            raise RelaxError(
-                f"relaxation: max_volume_ratio = {self.max_volume_ratio} must be above 1"
-            )
+        for name in ("max_volume_ratio", "max_stretch"):
+            if not getattr(self, name) > 1:
+                raise RelaxError(f"relaxation: {name} = {getattr(self, name)} must be above 1")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class RelaxResult:
         rmsd: Root mean square displacement of the atoms without a common shift, Å, with fractional
             displacements measured in the relaxed cell.
         potential: What relaxed it.
+        saddle_depth: By how much the crystal falls once its symmetry is let go, eV/atom, about 0
+            in a minimum; None where symmetry was not kept.
     """
 
     status: Status
@@ -110,6 +116,7 @@ class RelaxResult:
     space_group_after: int | None
     rmsd: float | None
     potential: PotentialInfo
+    saddle_depth: float | None = None
 
 
 def relax(
@@ -155,11 +162,9 @@ def relax_iter(
     from relax.workers import cores, run_in_workers
 
     config = config or RelaxConfig()
-    if isinstance(potential, Potential) or config.workers == 0:
+    if isinstance(potential, Potential) or (config.workers == 0 and python_of(potential) is None):
         loaded = (
-            potential
-            if isinstance(potential, Potential)
-            else load(potential, device=config.device, dtype=config.dtype)
+            potential if isinstance(potential, Potential) else load(potential, device=config.device)
         )
         for index, structure in enumerate(structures):
             yield index, relax_one(structure, loaded, config)

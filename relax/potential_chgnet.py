@@ -1,7 +1,9 @@
-"""CHGNet 0.3.0 as a potential; its weights ship with its package.
+"""CHGNet as a potential, for PBE(+U) and for r2SCAN; the weights ship with its package.
 
-Deng et al., Nature Machine Intelligence 5, 1031 (2023). Its targets hold the Materials Project's
-2020 corrections, so its energies are of scheme `mp2020` as they come.
+Deng et al., Nature Machine Intelligence 5, 1031 (2023): the targets of CHGNet 0.3.0 hold the
+Materials Project's 2020 corrections, so its energies are of scheme `mp2020` as they come. Its
+r2SCAN weights (Huang et al., npj Computational Materials, 2025) were trained further on the
+uncorrected energies of MP-r2SCAN.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,27 +32,51 @@ if TYPE_CHECKING:
     from ase import Atoms
     from chgnet.graph import CrystalGraph
     from chgnet.model import CHGNet
+    from chgnet.model.model import BatchedGraph
     from numpy.typing import NDArray
     from pymatgen.core import Structure
 
-_FILE = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
-_SHA256 = "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1"
 _ELEMENTS = frozenset(chemical_symbols[1:95]) - {"Po", "At", "Rn", "Fr", "Ra"}
 _BATCH_ATOMS = 160  # larger batches are no faster on a CPU (measured), and take more memory
-_DTYPE = "float32"
+
+
+@dataclass(frozen=True)
+class _Release:
+    """Weights in the package chgnet 0.4.2: its version of them, and the file's SHA-256."""
+
+    version: str
+    file: str
+    sha256: str
+    energy_scheme: str
+
+
+_RELEASES = {
+    "chgnet": _Release(
+        "0.3.0",
+        "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+        "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1",
+        "mp2020",
+    ),
+    "chgnet-r2scan": _Release(
+        "r2scan",
+        "pretrained/r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
+        "8eba3db0f35a2788bb3ae22885ad340591e27996f213c6643af522a633b50dad",
+        "mp-r2scan",
+    ),
+}
 
 
 class ChgnetPotential(Potential):
     """CHGNet, loaded."""
 
     def __init__(self, model: CHGNet, info: PotentialInfo) -> None:
-        """Wrap a model that is on its device."""
+        """Wrap a model that is on its device and of the dtype that `info` says."""
         self.info = info
         self._model = model
 
     def calculator(self) -> Calculator:
         """Return an ASE calculator; see the base class."""
-        return _ChgnetCalculator(self._model)
+        return _ChgnetCalculator(self._model, self.info.dtype)
 
     def energies_per_atom(self, structures: Sequence[Structure]) -> NDArray[np.float64]:
         """Return energies, computed in batches of crystals of like size; see the base class."""
@@ -61,7 +88,7 @@ class ChgnetPotential(Potential):
             if not {one.symbol for one in structures[index].composition} <= _ELEMENTS:
                 continue
             try:
-                graph = _graph_of(structures[index])
+                graph = self._graph_of(structures[index])
             except Exception:  # whatever the neighbour search dislikes costs one structure only
                 continue
             if batch and atoms + len(structures[index]) > _BATCH_ATOMS:
@@ -74,14 +101,25 @@ class ChgnetPotential(Potential):
             energies[batch] = self._energies(graphs)
         return energies
 
+    def _graph_of(self, structure: Structure) -> CrystalGraph:
+        numbers = np.array([site.specie.Z for site in structure])
+        return crystal_graph(
+            numbers, structure.lattice.matrix, structure.frac_coords, self.info.dtype
+        )
+
     def _energies(self, graphs: list[CrystalGraph]) -> NDArray[np.float64]:
+        """Return eV/atom; a batch that fails, for want of memory or otherwise, is halved."""
         import torch
 
-        device = next(self._model.parameters()).device
-        with torch.no_grad():
-            result = self._model([graph.to(str(device)) for graph in graphs], task="e")
-        energies: NDArray[np.float64] = result["e"].cpu().numpy().astype(float)
-        return energies
+        try:
+            with torch.no_grad():
+                per_atom, _ = _energy_per_atom(self._model, graphs)
+            return _array(per_atom)
+        except (RuntimeError, MemoryError):  # torch's OutOfMemoryError is a RuntimeError
+            if len(graphs) == 1:
+                return np.array([np.nan])
+        half = len(graphs) // 2
+        return np.concatenate([self._energies(graphs[:half]), self._energies(graphs[half:])])
 
 
 class _ChgnetCalculator(Calculator):
@@ -99,9 +137,10 @@ class _ChgnetCalculator(Calculator):
         "stress",
     ]
 
-    def __init__(self, model: CHGNet) -> None:
+    def __init__(self, model: CHGNet, dtype: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._model = model
+        self._dtype = dtype
 
     def calculate(
         self,
@@ -114,7 +153,7 @@ class _ChgnetCalculator(Calculator):
         assert self.atoms is not None
         lattice = self.atoms.cell.array
         graph = crystal_graph(
-            self.atoms.numbers, lattice, self.atoms.get_scaled_positions(wrap=False)
+            self.atoms.numbers, lattice, self.atoms.get_scaled_positions(wrap=False), self._dtype
         )
         energy, forces, strain_gradient = _energy_and_gradients(self._model, graph)
         stress = strain_gradient / abs(np.linalg.det(lattice))
@@ -131,19 +170,8 @@ def _energy_and_gradients(
 ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
     """Compute energy (eV), forces (eV/Å, (N, 3)) and dE/dstrain (eV, (3, 3)) of one crystal."""
     import torch
-    from chgnet.model.model import BatchedGraph
 
-    device = next(model.parameters()).device
-    graph = graph.to(str(device))
-    with warnings.catch_warnings():  # it copies the strained volume, which we do not use
-        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
-        batch = BatchedGraph.from_graphs(
-            [graph],
-            bond_basis_expansion=model.bond_basis_expansion,
-            angle_basis_expansion=model.angle_basis_expansion,
-            compute_stress=True,
-        )
-    per_atom = model._compute(batch)["e"] + model.composition_model([graph])
+    per_atom, batch = _energy_per_atom(model, [graph])
     energy = per_atom.sum() * len(graph.atomic_number)
     minus_forces, strain_gradient = torch.autograd.grad(
         energy, (batch.atom_positions[0], batch.strains[0])
@@ -151,63 +179,82 @@ def _energy_and_gradients(
     return float(energy.detach()), -_array(minus_forces), _array(strain_gradient)
 
 
+def _energy_per_atom(
+    model: CHGNet, graphs: list[CrystalGraph]
+) -> tuple[torch.Tensor, BatchedGraph]:
+    """Compute energies in eV/atom, shape (len(graphs),), and what they can be differentiated by."""
+    import torch
+    from chgnet.model.model import BatchedGraph
+
+    device = next(model.parameters()).device
+    with warnings.catch_warnings():  # it copies the strained volume, which we do not use
+        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
+        batch = BatchedGraph.from_graphs(
+            [graph.to(str(device)) for graph in graphs],
+            bond_basis_expansion=model.bond_basis_expansion,
+            angle_basis_expansion=model.angle_basis_expansion,
+            compute_stress=True,
+        )
+    per_element: torch.Tensor = model.composition_model.get_parameter("fc.weight")[0]  # eV/atom
+    # the composition model's own forward is float32 only
+    composition = torch.stack([per_element[g.atomic_number.long() - 1].mean() for g in graphs])
+    return model._compute(batch)["e"] + composition, batch
+
+
 def _array(tensor: torch.Tensor) -> NDArray[np.float64]:
     array: NDArray[np.float64] = tensor.detach().cpu().numpy().astype(float)
     return array
 
 
-def _graph_of(structure: Structure) -> CrystalGraph:
-    numbers = np.array([site.specie.Z for site in structure])
-    return crystal_graph(numbers, structure.lattice.matrix, structure.frac_coords)
-
-
 @cache
-def _weights() -> Path | None:
+def _weights(release: _Release) -> Path | None:
     spec = find_spec("chgnet")  # finds the package without importing it
     if spec is None or not spec.submodule_search_locations:
         return None
-    path = Path(spec.submodule_search_locations[0]) / _FILE
+    path = Path(spec.submodule_search_locations[0]) / release.file
     return path if path.is_file() else None
 
 
-def _info() -> PotentialInfo:
-    here = _weights() is not None
+def _info(name: str) -> PotentialInfo:
+    release = _RELEASES[name]
+    here = _weights(release) is not None
     return PotentialInfo(
-        name="chgnet",
-        energy_scheme="mp2020",
-        dtype=_DTYPE,
-        weights_sha256=_SHA256,
+        name=name,
+        energy_scheme=release.energy_scheme,
+        dtype="float32",
+        dtypes=("float32", "float64"),
+        weights_sha256=release.sha256,
         available=here,
         how_to_get="" if here else "pip install chgnet==0.4.2 (the weights are in the package)",
         elements=_ELEMENTS,
     )
 
 
-def _load(device: str, dtype: str | None) -> ChgnetPotential:
-    path = _weights()
+def _load(name: str, device: str, dtype: str) -> ChgnetPotential:
+    release, info = _RELEASES[name], _info(name)
+    path = _weights(release)
     if path is None:
-        raise RelaxError(f"the weights of chgnet are missing; {_info().how_to_get}")
-    if dtype not in (None, _DTYPE):
-        raise RelaxError(f"chgnet computes in {_DTYPE}, not {dtype}; leave the dtype out")
-    if (found := sha256_of(path)) != _SHA256:
+        raise RelaxError(f"the weights of {name} are missing; {info.how_to_get}")
+    if (found := sha256_of(path)) != release.sha256:
         raise RelaxError(
-            f"{path} has sha256 {found[:12]}…, CHGNet 0.3.0 has {_SHA256[:12]}…; "
-            "reinstall chgnet==0.4.2"
+            f"{path} has sha256 {found[:12]}…, CHGNet {release.version} has "
+            f"{release.sha256[:12]}…; reinstall chgnet==0.4.2"
         )
-    return ChgnetPotential(_read_model(path, device), _info())
+    model = _read_model(path, release.version, device, dtype)
+    return ChgnetPotential(model, replace(info, dtype=dtype))
 
 
-def _read_model(path: Path, device: str) -> CHGNet:
+def _read_model(path: Path, version: str, device: str, dtype: str) -> CHGNet:
     import torch
 
     with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
         from chgnet.model import CHGNet
 
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        model = CHGNet.from_dict(state, version="0.3.0", mlp_out_bias=False)
+        model = CHGNet.from_dict(state, version=version, mlp_out_bias=False)
     for parameter in model.parameters():
         parameter.requires_grad_(False)  # only positions and strain are differentiated
-    return model.to(device).eval()
+    return model.to(device, getattr(torch, dtype)).eval()
 
 
-SOURCES = {"chgnet": Source(info=_info, load=_load)}
+SOURCES = {name: Source(info=partial(_info, name), load=partial(_load, name)) for name in _RELEASES}

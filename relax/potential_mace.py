@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _ELEMENTS = frozenset(chemical_symbols[1:95]) - {"Po", "At", "Rn", "Fr", "Ra"}
 _DTYPE = "float64"  # what its authors advise for relaxation
+_DTYPES = ("float32", "float64")
 _UNSAFE_LOADING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -171,6 +173,7 @@ def _file_info(path: Path, energy_scheme: str | None) -> PotentialInfo:
         available=True,
         how_to_get="",
         elements=_ELEMENTS,
+        dtypes=_DTYPES,
     )
 
 
@@ -185,10 +188,11 @@ def _release_info(name: str) -> PotentialInfo:
         available=here,
         how_to_get="" if here else f"download {release.file} of its authors to {release.path}",
         elements=_ELEMENTS,
+        dtypes=_DTYPES,
     )
 
 
-def _load_release(name: str, device: str, dtype: str | None) -> MacePotential:
+def _load_release(name: str, device: str, dtype: str) -> MacePotential:
     path = RELEASES[name].path
     if not path.is_file():
         _fetch_release(name)
@@ -220,11 +224,7 @@ def _fetch_release(name: str) -> None:
         ) from error
 
 
-def _read(path: Path, info: PotentialInfo, device: str, dtype: str | None) -> MacePotential:
-    from dataclasses import replace
-
-    if dtype not in (None, "float32", "float64"):
-        raise RelaxError(f"{info.name} computes in float32 or float64, not {dtype}")
+def _read(path: Path, info: PotentialInfo, device: str, dtype: str) -> MacePotential:
     with _mace_imported():
         import torch
 
@@ -237,7 +237,7 @@ def _read(path: Path, info: PotentialInfo, device: str, dtype: str | None) -> Ma
                 "mace-torch"
             ) from error
     elements = frozenset(chemical_symbols[number] for number in numbers)
-    return MacePotential(model, replace(info, dtype=dtype or info.dtype, elements=elements), device)
+    return MacePotential(model, replace(info, dtype=dtype, elements=elements), device)
 
 
 @contextlib.contextmanager
@@ -245,14 +245,17 @@ def _mace_imported() -> Iterator[None]:
     """Import mace before all else that needs e3nn; what the two need of the process is undone.
 
     e3nn reads its own tables in a way that torch refuses without a variable, which mace sets for
-    good when it is first imported: after that every later torch.load may run code.
+    good when it is first imported: after that every later torch.load may run code. Both warn of
+    their own old ways, which nobody who uses them here can mend.
     """
     before = os.environ.get(_UNSAFE_LOADING)
     try:
         os.environ[_UNSAFE_LOADING] = "1"
-        import mace  # noqa: F401
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mace  # noqa: F401
 
-        yield
+            yield
     finally:
         if before is None:
             os.environ.pop(_UNSAFE_LOADING, None)

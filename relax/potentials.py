@@ -1,11 +1,14 @@
 """The registry of interatomic potentials: what each is, whether its weights are here, loading it.
 
-A potential is added without touching this file: a package that declares an entry point
+A potential is added without touching this file, in one of two ways (docs/potentials.md): a TOML
+file that names any ASE calculator, whose path is given as the potential; or a package with an
+entry point
 
     [project.entry-points."symmbfn.potentials"]
     my-potential = "my_package.my_module:SOURCE"      # a relax.potentials.Source
 
-has it listed, loaded and used by name.
+which has it listed, loaded and used by name. `NAME@float64` or `NAME@float32` is a potential in
+another precision than its own.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -29,8 +32,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pymatgen.core import Structure
 
+_DTYPES = ("float32", "float64")
 ENTRY_POINT_GROUP = "symmbfn.potentials"
-_BUILT_IN = ("relax.potential_chgnet", "relax.potential_mace")  # each has SOURCES: name -> Source
+_BUILT_IN = (  # each has SOURCES: name -> Source
+    "relax.potential_chgnet",
+    "relax.potential_mace",
+    "relax.potential_sevennet",
+)
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,14 @@ class PotentialInfo:
     Attributes:
         name: What it is asked for by, and what its relaxations are stored under.
         energy_scheme: What its energies may be compared with: `mp2020` (Materials Project
-            corrections included), `pbe-u-raw`, `omat24-pbe`, `matpes-pbe`, `matpes-r2scan`, or
-            `self-consistent:NAME` (only with energies of the potential NAME).
-        dtype: Of its arithmetic.
+            corrections included), `pbe-u-raw`, `omat24-pbe`, `mp-r2scan`, `matpes-pbe`,
+            `matpes-r2scan`, or `self-consistent:NAME` (only with energies of the potential NAME).
+        dtype: Of its arithmetic, `float32` or `float64`; as loaded, or its own choice.
         weights_sha256: Of the file of weights; None where there is no such file.
         available: Whether the weights are on this machine.
         how_to_get: What to do where they are not; empty where they are.
         elements: Symbols that it was trained on.
+        dtypes: All that it can compute in; empty for `dtype` alone.
     """
 
     name: str
@@ -56,6 +65,7 @@ class PotentialInfo:
     available: bool
     how_to_get: str
     elements: frozenset[str]
+    dtypes: tuple[str, ...] = ()
 
 
 class Potential(ABC):
@@ -81,6 +91,8 @@ class Potential(ABC):
         calculator = self.calculator()
         energies = np.full(len(structures), np.nan)
         for index, structure in enumerate(structures):
+            if not np.isfinite([*structure.lattice.matrix, *structure.frac_coords]).all():
+                continue  # some calculators give an energy for what is left
             try:
                 atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
                 atoms.calc = calculator
@@ -96,13 +108,16 @@ class Source:
 
     Attributes:
         info: Tells what is known of it; cheap, imports and loads nothing heavy.
-        load: Loads it; arguments are the device and the dtype (None: its own).
+        load: Loads it; arguments are the device and the dtype, one of those that `info` tells.
         fetch: Gets its weights, or raises a RelaxError that says how; None where they ship.
+        python: The interpreter of the environment that it needs, where that is another one; its
+            relaxations run in worker processes of that interpreter.
     """
 
     info: Callable[[], PotentialInfo]
-    load: Callable[[str, str | None], Potential]
+    load: Callable[[str, str], Potential]
     fetch: Callable[[], None] | None = None
+    python: Path | None = None
 
 
 def list_potentials() -> list[PotentialInfo]:
@@ -114,37 +129,44 @@ def find(name_or_path: str, *, energy_scheme: str | None = None) -> PotentialInf
     """Describe a potential and make sure that its weights are here.
 
     Args:
-        name_or_path: A registered name, or a file of MACE weights.
+        name_or_path: A registered name, a file of MACE weights, or a TOML file that names an ASE
+            calculator; with `@float32` or `@float64` for that precision instead of its own.
         energy_scheme: For a file only: what its energies may be compared with. The default is
             that of the published weights where the file is such, or else
             `self-consistent:NAME`, so that it needs a hull of its own (`symmbfn hull build`).
 
     Raises:
-        RelaxError: There is no such potential, or its weights cannot be had.
+        RelaxError: There is no such potential, its weights cannot be had, or it cannot compute in
+            this dtype.
     """
-    return _located(name_or_path, energy_scheme).info()
+    source, dtype = _located(name_or_path, energy_scheme)
+    return replace(source.info(), dtype=dtype)
 
 
-def load(
-    name_or_path: str,
-    *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    energy_scheme: str | None = None,
-) -> Potential:
+def python_of(name_or_path: str) -> Path | None:
+    """Return the interpreter that a potential needs, or None where ours will do.
+
+    Raises:
+        RelaxError: As `find`.
+    """
+    source, _ = _located(name_or_path, None)
+    return source.python
+
+
+def load(name_or_path: str, *, device: str = "cpu", energy_scheme: str | None = None) -> Potential:
     """Load a potential.
 
     Args:
-        name_or_path: A registered name, or a file of MACE weights.
+        name_or_path: As in `find`.
         device: Of torch, such as `cpu` or `cuda`.
-        dtype: `float32` or `float64`; None is the potential's own.
         energy_scheme: As in `find`.
 
     Raises:
         RelaxError: There is no such potential, its weights cannot be had or are not what they
             should be, or it cannot compute in this dtype.
     """
-    return _located(name_or_path, energy_scheme).load(device, dtype)
+    source, dtype = _located(name_or_path, energy_scheme)
+    return source.load(device, dtype)
 
 
 def sha256_of(path: Path) -> str:
@@ -153,32 +175,44 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _located(name_or_path: str, energy_scheme: str | None) -> Source:
-    source = _sources().get(name_or_path)
-    if source is None:
-        return _file_source(name_or_path, energy_scheme)
-    scheme = source.info().energy_scheme
-    if energy_scheme not in (None, scheme):
+def _located(name_or_path: str, energy_scheme: str | None) -> tuple[Source, str]:
+    """Return where a potential comes from, and the dtype that is asked for or its own."""
+    name, at, dtype = name_or_path.rpartition("@")
+    if not at or dtype not in _DTYPES:
+        name, dtype = name_or_path, ""
+    source = _sources().get(name) or _file_source(name, energy_scheme)
+    info = source.info()
+    possible = info.dtypes or (info.dtype,)
+    if dtype and dtype not in possible:
         raise RelaxError(
-            f"potential {name_or_path!r} gives energies of scheme {scheme}, not {energy_scheme}; "
-            "leave the scheme out"
+            f"potential {name!r} computes in {' or '.join(possible)}, not {dtype}; "
+            f"leave out @{dtype}"
         )
-    if source.fetch and not source.info().available:
+    if name in _sources() and energy_scheme not in (None, info.energy_scheme):
+        raise RelaxError(
+            f"potential {name!r} gives energies of scheme {info.energy_scheme}, not "
+            f"{energy_scheme}; leave the scheme out"
+        )
+    if source.fetch and not info.available:
         source.fetch()
-    return source
+    return source, dtype or info.dtype
 
 
 def _file_source(name_or_path: str, energy_scheme: str | None) -> Source:
     path = Path(name_or_path).expanduser()
+    if path.is_file() and path.suffix == ".toml":
+        from relax.potential_ase import configured_source
+
+        return configured_source(path, energy_scheme)
     if path.is_file():
         from relax.potential_mace import file_source
 
         return file_source(path, energy_scheme)
-    if path.suffix == ".model" or "/" in name_or_path:
-        raise RelaxError(f"potential {name_or_path!r}: no such file of weights; check the path")
+    if path.suffix in (".model", ".toml") or "/" in name_or_path:
+        raise RelaxError(f"potential {name_or_path!r}: no such file; check the path")
     raise RelaxError(
         f"no potential {name_or_path!r}; there are {', '.join(_sources())}, or give the path of "
-        "a file of MACE weights"
+        "a file of MACE weights (.model), or of a TOML file that names an ASE calculator"
     )
 
 

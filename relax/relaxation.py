@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relax.cell_filter import CellAndAtoms
 from relax.optimize import RelaxConfig, RelaxResult, Status
 from relax.potentials import Potential, PotentialInfo
+from relax.symmetrize import Symmetry, symmetrized
 from relax.symmetry import dataset
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MAX_STEP = 0.2  # Å, of the optimiser
 STIFFNESS = 30.0  # eV/Å², its first guess
+RATTLE, RATTLE_STRAIN, RATTLE_SEED = 0.05, 0.01, 0  # Å and strain (standard deviations)
+TIGHTER = 0.2  # of fmax, so that a weak slope down from a saddle is not taken for its floor
+SADDLE_DEPTH = 1e-3  # eV/atom; a shallower fall is what convergence leaves
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,49 @@ def relax_one(structure: Structure, potential: Potential, config: RelaxConfig) -
     flawed = flaw_of(structure, potential.info, config)
     if flawed is not None:
         return flawed
-    atoms = _atoms(structure)
-    atoms.calc = potential.calculator()
-    run = _Run(atoms, config)
-    status, reason = Status.CONVERGED, ""
-    try:
-        with warnings.catch_warnings():
-            # of a cell that has turned far; how the structure ends is told by its status
-            warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)
-            run.go()
-    except _Ended as end:
-        status, reason = end.status, end.reason
-    except Exception as error:  # a model's own trouble is this structure's outcome
-        status, reason = Status.FAILED, _in_one_line(error)
-    return run.result(structure, status, reason, potential.info, time.perf_counter() - started)
+    if config.keep_symmetry:
+        result = _relax_symmetric(structure, potential, config)
+    else:
+        run = _Run(structure, potential, config)
+        result = run.result(structure, *run.outcome())
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+def _relax_symmetric(
+    structure: Structure, potential: Potential, config: RelaxConfig
+) -> RelaxResult:
+    """Relax with the symmetry kept, then let go from near the end to see whether it falls."""
+    config = replace(config, fmax=TIGHTER * config.fmax)
+    exact, symmetry = symmetrized(structure, config.symprec)
+    run = _Run(exact, potential, config, symmetry)
+    result = run.result(structure, *run.outcome())
+    if result.status is not Status.CONVERGED or result.structure is None:
+        return result
+    free = _Run(_rattled(result.structure), potential, config)
+    status, reason = free.outcome()
+    after = free.result(structure, status, reason)
+    result = replace(result, steps=result.steps + after.steps)
+    if after.energy_per_atom is None or result.energy_per_atom is None:
+        return replace(result, status=status, reason=f"once its symmetry was let go: {reason}")
+    depth = result.energy_per_atom - after.energy_per_atom
+    if depth > SADDLE_DEPTH:
+        reason = (
+            f"falls by {depth:.3g} eV/atom once its symmetry is let go, from space group "
+            f"{result.space_group_after} to {after.space_group_after}; relax it freely"
+        )
+        return replace(result, status=Status.SADDLE, reason=reason, saddle_depth=depth)
+    return replace(result, saddle_depth=depth)
+
+
+def _rattled(structure: Structure) -> Structure:
+    """Return a structure with small random displacements and strain, always the same ones."""
+    from pymatgen.core import Lattice, Structure
+
+    random = np.random.default_rng(RATTLE_SEED)
+    strain = random.normal(scale=RATTLE_STRAIN, size=(3, 3))
+    cell = structure.lattice.matrix @ (np.eye(3) + (strain + strain.T) / 2)
+    shift = random.normal(scale=RATTLE, size=(len(structure), 3)) @ np.linalg.inv(cell)
+    return Structure(Lattice(cell), structure.species, structure.frac_coords + shift)
 
 
 def flaw_of(
@@ -124,7 +157,7 @@ def _nearest(structure: Structure, reach: float) -> float:
     return float(distance[~itself].min(initial=np.inf))
 
 
-def _atoms(structure: Structure) -> Atoms:
+def to_atoms(structure: Structure) -> Atoms:
     """Convert to ASE, with a right-handed cell and the same atoms at the same places."""
     from ase import Atoms
 
@@ -140,31 +173,47 @@ def _atoms(structure: Structure) -> Atoms:
 class _Run:
     """A relaxation under way: the optimiser, and the last state with finite numbers."""
 
-    def __init__(self, atoms: Atoms, config: RelaxConfig) -> None:
-        self.atoms = atoms
+    def __init__(
+        self,
+        structure: Structure,
+        potential: Potential,
+        config: RelaxConfig,
+        symmetry: Symmetry | None = None,
+    ) -> None:
+        self.potential = potential
         self.config = config
-        self.volume = atoms.get_volume()
+        self.atoms = to_atoms(structure)
+        self.atoms.calc = potential.calculator()
+        self.variables = CellAndAtoms(self.atoms, symmetry)
+        self.volume = self.atoms.get_volume()
         self.steps = 0
         self.initial_energy: float | None = None
         self.energy: float | None = None
         self.forces: NDArray[np.float64] | None = None
         self.stress: NDArray[np.float64] | None = None
-        self.cell = atoms.cell.array.copy()
-        self.scaled = atoms.get_scaled_positions(wrap=False)
+        self.cell = self.atoms.cell.array.copy()
+        self.scaled = self.atoms.get_scaled_positions(wrap=False)
 
-    def go(self) -> None:
+    def outcome(self) -> tuple[Status, str]:
+        """Relax, and tell how it ended and why; a model's own trouble is an outcome, too."""
+        try:
+            self._go()
+        except _Ended as end:
+            return end.status, end.reason
+        except Exception as error:
+            return Status.FAILED, _in_one_line(error)
+        return Status.CONVERGED, ""
+
+    def _go(self) -> None:
         """Relax until converged.
 
         Raises:
             _Ended: It did not get there.
         """
-        from ase.filters import FrechetCellFilter
         from ase.optimize import BFGS
 
-        # the factor makes cell and atoms about equally stiff, which halves the steps
-        cell_and_atoms = FrechetCellFilter(self.atoms, exp_cell_factor=len(self.atoms) ** 0.5)
         optimizer = BFGS(
-            cell_and_atoms,  # type: ignore[arg-type]  # its annotation knows no filters
+            self.variables,  # type: ignore[arg-type]  # its annotation knows no filters
             logfile=None,
             maxstep=MAX_STEP,
             alpha=STIFFNESS,
@@ -200,26 +249,29 @@ class _Run:
             raise _Ended(
                 Status.EXPLODED, f"volume at {ratio:.2g} times the input's after {self.steps} steps"
             )
+        stretch = self.variables.stretches
+        if (
+            not 1 / self.config.max_stretch
+            <= stretch.min()
+            <= stretch.max()
+            <= (self.config.max_stretch)
+        ):
+            raise _Ended(
+                Status.EXPLODED,
+                f"cell stretched {stretch.min():.2g} to {stretch.max():.2g} times along its "
+                f"principal axes after {self.steps} steps",
+            )
         if self.initial_energy is None:
             self.initial_energy = energy
         self.energy, self.forces, self.stress = energy, forces.copy(), stress.copy()
         self.cell, self.scaled = cell.copy(), self.atoms.get_scaled_positions(wrap=False)
 
-    def result(
-        self,
-        given: Structure,
-        status: Status,
-        reason: str,
-        potential: PotentialInfo,
-        seconds: float,
-    ) -> RelaxResult:
+    def result(self, given: Structure, status: Status, reason: str) -> RelaxResult:
         """Put together what became of the structure."""
-        before = _space_group(given, self.config.symprec)
         start = replace(
-            never_started(potential, status, reason),
+            never_started(self.potential.info, status, reason),
             steps=self.steps,
-            seconds=seconds,
-            space_group_before=before,
+            space_group_before=_space_group(given, self.config.symprec),
         )
         if self.energy is None or self.initial_energy is None or self.forces is None:
             return start

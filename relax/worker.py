@@ -19,7 +19,7 @@ def main(pipe: Connection) -> None:
 
     name, config = pipe.recv()
     try:
-        potential = load(name, device=config.device, dtype=config.dtype)
+        potential = load(name, device=config.device)
     except RelaxError as error:
         pipe.send(error)
         return

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relax.errors import RelaxError
 from relax.optimize import RelaxConfig, RelaxResult, Status
-from relax.potentials import find
+from relax.potentials import find, python_of
 from relax.relaxation import never_started
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def run_in_workers(
     workers: list[_Worker] = []
     end = "it could not be started"
     try:
-        for _ in range(config.workers or cores()):
+        for _ in range(cores() if config.workers is None else max(config.workers, 1)):
             workers.append(_start(potential, config))
         while not waiting.ended or any(worker.index is not None for worker in workers):
             if not workers:
@@ -148,10 +149,14 @@ def _listen(worker: _Worker, config: RelaxConfig) -> _News | None:
 
 def _start(potential: str, config: RelaxConfig) -> _Worker:
     ours, theirs = Pipe()
+    python = python_of(potential)
+    environment = {**os.environ, **_ONE_THREAD}
+    if python is not None:  # of another environment, which knows nothing of us
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     process = subprocess.Popen(
-        [sys.executable, "-m", "relax.worker", str(theirs.fileno())],
+        [str(python or sys.executable), "-m", "relax.worker", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
-        env={**os.environ, **_ONE_THREAD},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )

@@ -5,8 +5,12 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from relax import potentials
+from relax.cell_filter import CellAndAtoms
 from relax.errors import RelaxError
 from relax.optimize import RelaxConfig, Status, relax, relax_iter
+from relax.relaxation import to_atoms
+from relax.symmetrize import symmetrized
+from relax.symmetry import dataset
 from tests.crystals import make
 from tests.relax_support import TOY_MODULE, add_entry_point
 
@@ -106,6 +110,92 @@ def test_what_a_model_does_wrong_is_the_structures_outcome(toy):
     assert fine.status == Status.CONVERGED
 
 
+def test_a_collapsing_and_a_stretching_cell_are_exploded_with_their_last_sane_state(toy):
+    wide, thin = fcc("Ar", 5.6), fcc("Ar", 5.2).apply_strain([0, 0, 0.4], inplace=False)
+    (collapsed,) = relax([wide], toy, RelaxConfig(workers=0, max_volume_ratio=1.1))
+    assert collapsed.status == Status.EXPLODED and "times the input's" in collapsed.reason
+    assert collapsed.structure.volume < wide.volume
+    (stretched,) = relax([thin], toy, RelaxConfig(workers=0, max_stretch=1.05))
+    assert stretched.status == Status.EXPLODED and "principal axes" in stretched.reason
+    assert stretched.structure is not None
+
+
+def test_a_cell_without_volume_or_with_nan_is_told_before_it_is_computed():
+    given = [
+        Structure([[4, 0, 0], [0, 4, 0], [4, 4, 1e-12]], ["Na"], [[0, 0, 0]]),
+        Structure([[4, 0, 0], [0, np.nan, 0], [0, 0, 4]], ["Na"], [[0, 0, 0]]),
+        Structure([[4, 0, 0], [0, np.inf, 0], [0, 0, 4]], ["Na"], [[0, 0, 0]]),
+    ]
+    results = relax(given, "chgnet", RelaxConfig(workers=0))
+    statuses = [Status.OVERLAP, Status.NON_FINITE, Status.NON_FINITE]
+    assert [result.status for result in results] == statuses
+
+
+def test_one_atom_five_hundred_and_no_symmetry_all_relax(toy):
+    large = fcc("Ar", 4.6) * (8, 8, 8)
+    chain = Structure(
+        Lattice.from_parameters(4.4, 4.6, 4.9, 81, 95, 103),
+        ["Ar", "Ar"],
+        [[0, 0, 0], [0.4, 0.5, 0.6]],
+    )
+    one, many, low = relax([fcc("Ar"), large, chain], toy, RelaxConfig(workers=0))
+    assert one.status == many.status == low.status == Status.CONVERGED
+    assert len(many.structure) == 512 and low.space_group_before in (1, 2)
+    assert one.energy_per_atom == pytest.approx(many.energy_per_atom, abs=1e-3)
+
+
+def test_a_saddle_that_symmetry_holds_is_told_from_a_minimum(toy):
+    config = RelaxConfig(workers=0, keep_symmetry=True, fmax=0.005)  # it is soft, too
+    simple = Structure(Lattice.cubic(3.3), ["Ar"], [[0, 0, 0]])
+    minimum, saddle = relax([fcc("Ar", 4.4), simple], toy, config)
+    assert minimum.status == Status.CONVERGED and minimum.reason == ""
+    assert minimum.saddle_depth == pytest.approx(0, abs=1e-3)
+    assert minimum.space_group_after == 225
+    assert saddle.status == Status.SADDLE and "relax it freely" in saddle.reason
+    assert saddle.saddle_depth > 0.01 and saddle.space_group_after == 221
+    (free,) = relax([fcc("Ar", 4.4)], toy, RelaxConfig(workers=0))
+    assert free.saddle_depth is None
+    again = relax([simple], toy, config)[0]
+    assert again.saddle_depth == saddle.saddle_depth  # the rattle is always the same
+
+
+@pytest.mark.parametrize("name", ["tetragonal rutile", "trigonal Bi2Te3", "triclinic P1"])
+def test_kept_symmetry_is_exact_from_a_distorted_start(name):
+    structure = make(name)
+    group = dataset(structure, 0.01).number
+    random = np.random.default_rng(0)
+    for site in range(len(structure)):
+        structure.translate_sites([site], random.normal(scale=0.01, size=3), frac_coords=False)
+    before = structure.copy()
+    exact, symmetry = symmetrized(structure, 0.1)
+    assert structure == before and dataset(exact, 1e-3).number == group
+    forces = random.normal(size=(len(structure), 3))
+    kept = symmetry.of_vectors(forces)
+    assert kept == pytest.approx(symmetry.of_vectors(kept), abs=1e-9)
+    (result,) = relax([structure], "chgnet", RelaxConfig(workers=0, keep_symmetry=True))
+    assert result.status in (Status.CONVERGED, Status.SADDLE)
+    assert dataset(result.structure, 1e-3).number == group
+
+
+def test_forces_on_cell_and_atoms_are_the_slope_of_the_energy(toy):
+    atoms = to_atoms(fcc("Ar", 4.4) * (2, 1, 1))
+    random = np.random.default_rng(0)
+    atoms.calc = potentials.load(toy).calculator()
+    variables = CellAndAtoms(atoms)
+    start = variables.get_positions() + random.normal(scale=0.1, size=(len(variables), 3))
+    start[-3:] += start[-3:].T
+    variables.set_positions(start)
+    assert variables.get_positions() == pytest.approx(start, abs=1e-9)
+    forces = variables.get_forces()
+    way = random.normal(size=start.shape)
+    way[-3:] += way[-3:].T
+    energies = []
+    for sign in (1, -1):
+        variables.set_positions(start + sign * 1e-4 * way)
+        energies.append(atoms.get_potential_energy())
+    assert (forces * way).sum() == pytest.approx((energies[1] - energies[0]) / 2e-4, rel=1e-4)
+
+
 def test_a_killed_or_late_worker_loses_only_its_structure(toy):
     given = [fcc("Ar"), fcc("Xe"), overlapping(), fcc("Kr"), fcc("Ar", 4.5), fcc("Xe"), fcc("Ar")]
     results = relax(given, toy, RelaxConfig(workers=2, timeout=8))
@@ -130,14 +220,21 @@ def test_workers_do_as_the_calling_process_does(toy):
 
 
 def test_a_potential_that_cannot_be_loaded_is_an_error_not_a_loss(toy):
-    with pytest.raises(RelaxError, match="float32, not float64"):
-        relax([rocksalt(5.7)], "chgnet", RelaxConfig(workers=1, dtype="float64"))
+    with pytest.raises(RelaxError, match="float64, not float32"):
+        relax([rocksalt(5.7)], "toy@float32", RelaxConfig(workers=1))
     with pytest.raises(RelaxError, match="no potential"):
         relax([rocksalt(5.7)], "chgnot")
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"fmax": 0}, {"max_steps": -1}, {"timeout": 0}, {"max_volume_ratio": 1.0}]
+    "wrong",
+    [
+        {"fmax": 0},
+        {"max_steps": -1},
+        {"timeout": 0},
+        {"max_volume_ratio": 1.0},
+        {"max_stretch": 0.5},
+    ],
 )
 def test_settings_that_cannot_be_meant_are_refused(wrong):
     with pytest.raises(RelaxError, match=next(iter(wrong))):

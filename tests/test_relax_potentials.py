@@ -1,36 +1,67 @@
 """The registry of potentials, and CHGNet against its own calculator."""
 
 import os
+import re
+import sys
+import venv
 import warnings
+from functools import cache
 
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from relax import potentials
+from relax import contract, potential_chgnet, potentials
+from relax.contract import CHECKS
 from relax.errors import RelaxError
 from relax.optimize import RelaxConfig, relax
 from relax.potential_mace import RELEASES, _mace_imported
 from tests.crystals import make
+from tests.mace_support import rock_salt, train_small_mace
 from tests.relax_support import TOY_MODULE, add_entry_point
+
+loaded = cache(potentials.load)
 
 
 @pytest.fixture(scope="module")
 def chgnet():
-    return potentials.load("chgnet")
+    return loaded("chgnet")
 
 
-def rocksalt(a=5.69):
-    return Structure.from_spacegroup(
-        225, Lattice.cubic(a), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-    ).get_primitive_structure()
+@pytest.fixture(scope="module")
+def small_mace(tmp_path_factory):
+    return train_small_mace(loaded("chgnet"), tmp_path_factory.mktemp("mace"))
 
 
-def distorted():
-    structure = make("tetragonal rutile") * (1, 1, 2)
-    structure.perturb(0.2)
-    return structure.apply_strain([0.02, -0.01, 0.03], inplace=False)
+def bent(structure):
+    """A crystal without symmetry, with forces and stress."""
+    random = np.random.default_rng(0)
+    made = structure.apply_strain([0.02, -0.01, 0.03], inplace=False)
+    for site in range(len(made)):
+        made.translate_sites([site], random.normal(scale=0.1, size=3), frac_coords=False)
+    return made
+
+
+CRYSTALS = [bent(make("tetragonal rutile")), bent(rock_salt())]
+
+
+def write_toml(folder, file="emt.toml", **keys):
+    """A file that names ASE's EMT, with other keys where they are given."""
+    table = {
+        "calculator": "ase.calculators.emt:EMT",
+        "elements": ["Cu", "Au"],
+        "dtype": "float64",
+    } | keys
+    path = folder / file
+    path.write_text("\n".join(f"{key} = {_toml(value)}" for key, value in table.items()))
+    return path
+
+
+def _toml(value):
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
+    return repr(value) if not isinstance(value, bool) else str(value).lower()
 
 
 def test_listing_tells_what_is_here_and_how_to_get_the_rest(tmp_path, monkeypatch):
@@ -48,10 +79,11 @@ def test_listing_tells_what_is_here_and_how_to_get_the_rest(tmp_path, monkeypatc
 def test_unknown_names_and_paths_say_what_there_is(tmp_path):
     with pytest.raises(RelaxError, match=r"no potential 'chgnot'; there are chgnet"):
         potentials.find("chgnot")
-    with pytest.raises(RelaxError, match="no such file of weights"):
-        potentials.find(str(tmp_path / "none.model"))
-    with pytest.raises(RelaxError, match="float32, not float64"):
-        potentials.load("chgnet", dtype="float64")
+    for name in ("none.model", "none.toml"):
+        with pytest.raises(RelaxError, match="no such file; check the path"):
+            potentials.find(str(tmp_path / name))
+    with pytest.raises(RelaxError, match="computes in float32, not float64; leave out @float64"):
+        potentials.find(f"{write_toml(tmp_path, dtype='float32')}@float64")
     with pytest.raises(RelaxError, match="of scheme mp2020, not pbe-u-raw"):
         potentials.load("chgnet", energy_scheme="pbe-u-raw")
 
@@ -77,15 +109,32 @@ def test_cached_weights_that_are_not_the_published_ones_are_refused(tmp_path, mo
 def test_a_package_adds_a_potential_by_an_entry_point(tmp_path, monkeypatch):
     add_entry_point(monkeypatch, tmp_path, "toy", TOY_MODULE)
     assert "toy" in {info.name for info in potentials.list_potentials()}
-    energies = potentials.load("toy").energies_per_atom([rocksalt(), rocksalt(5.0)])
+    energies = potentials.load("toy").energies_per_atom([rock_salt(), rock_salt(5.0)])
     assert np.isfinite(energies).all() and energies[0] != energies[1]
+
+
+def test_a_package_adds_an_ase_calculator_by_one_call(tmp_path, monkeypatch):
+    module = """
+from ase.calculators.emt import EMT
+from relax.potential_ase import ase_source
+
+SOURCE = ase_source("ours", EMT, elements=frozenset({"Cu"}))
+"""
+    add_entry_point(monkeypatch, tmp_path, "ours", module)
+    info = {info.name: info for info in potentials.list_potentials()}["ours"]
+    assert info.energy_scheme == "self-consistent:ours" and info.available
+    copper = Structure.from_spacegroup(225, Lattice.cubic(3.7), ["Cu"], [[0, 0, 0]])
+    gold = Structure.from_spacegroup(225, Lattice.cubic(4.1), ["Au"], [[0, 0, 0]])
+    one, other = relax([copper, gold], "ours", RelaxConfig(workers=1))
+    assert one.status == "converged" and one.potential == info
+    assert other.status == "unsupported_element"
 
 
 def test_energies_do_not_depend_on_batch_cell_order_or_origin(chgnet):
     rutile = make("tetragonal rutile")
     shuffled = Structure.from_sites(list(reversed((rutile * (2, 1, 1)).sites)))
     shuffled.translate_sites(range(len(shuffled)), [0.13, 0.4, 0.77])
-    given = [rocksalt(), rutile, shuffled, make("triclinic P1")]
+    given = [rock_salt(), rutile, shuffled, make("triclinic P1")]
     before = [structure.copy() for structure in given]
     together = chgnet.energies_per_atom(given)
     alone = [chgnet.energies_per_atom([structure])[0] for structure in given]
@@ -98,9 +147,9 @@ def test_energies_do_not_depend_on_batch_cell_order_or_origin(chgnet):
 def test_a_structure_without_an_energy_costs_only_itself(chgnet):
     lonely = Structure(Lattice.cubic(9), ["Na"], [[0, 0, 0]])
     broken = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [np.nan, 0, 0]])
-    strange = rocksalt()
+    strange = rock_salt()
     strange.replace_species({"Na": "Fm"})  # no element of CHGNet's
-    energies = chgnet.energies_per_atom([lonely, rocksalt(), broken, strange])
+    energies = chgnet.energies_per_atom([lonely, rock_salt(), broken, strange])
     assert np.isnan(energies).tolist() == [True, False, True, True]
 
 
@@ -108,7 +157,7 @@ def test_a_structure_without_an_energy_costs_only_itself(chgnet):
 def test_energy_forces_and_stress_are_those_of_chgnets_own_calculator(chgnet, hand):
     from chgnet.model import CHGNet, CHGNetCalculator
 
-    structure = distorted()
+    structure = bent(make("tetragonal rutile"))
     structure = Structure(
         hand * structure.lattice.matrix, structure.species, hand * structure.frac_coords
     )
@@ -125,18 +174,169 @@ def test_energy_forces_and_stress_are_those_of_chgnets_own_calculator(chgnet, ha
     assert ours.get_stress() == pytest.approx(with_sign, abs=1e-5)
 
 
-def test_forces_are_the_gradient_of_the_energy(chgnet):
-    atoms = AseAtomsAdaptor.get_atoms(distorted())
-    atoms.calc = chgnet.calculator()
-    forces = atoms.get_forces()
-    step = 0.01
-    energies = []
-    for sign in (1, -1):
-        moved = atoms.copy()
-        moved.positions[2, 1] += sign * step
-        moved.calc = atoms.calc
-        energies.append(moved.get_potential_energy())
-    assert forces[2, 1] == pytest.approx(-(energies[0] - energies[1]) / (2 * step), abs=0.02)
+@pytest.mark.parametrize("name", ["chgnet", "chgnet@float64", "chgnet-r2scan"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_chgnet_keeps_the_contract(name, check):
+    check(loaded(name), CRYSTALS)
+
+
+@pytest.mark.slow  # importing and training mace takes most of a minute
+@pytest.mark.filterwarnings("ignore")  # of e3nn and mace
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_mace_keeps_the_contract(check, dtype, small_mace):
+    check(loaded(f"{small_mace}@{dtype}"), [one for one in CRYSTALS if "Na" in one.symbol_set])
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_an_ase_calculator_keeps_the_contract(tmp_path, check):
+    copper = Structure.from_spacegroup(225, Lattice.cubic(3.7), ["Cu"], [[0, 0, 0]])
+    copper[0] = "Au"
+    check(potentials.load(str(write_toml(tmp_path))), [bent(copper)])
+
+
+class Wrong(potentials.Potential):
+    """CHGNet with a mistake in it."""
+
+    def __init__(self, mistake):
+        self.info = loaded("chgnet").info
+        self.mistake = mistake
+
+    def calculator(self):
+        """CHGNet's, spoilt."""
+        made = loaded("chgnet").calculator()
+        right = made.calculate
+
+        def calculate(atoms=None, properties=None, system_changes=()):
+            right(atoms, properties, system_changes)
+            self.mistake(made.results, atoms)
+
+        made.calculate = calculate
+        return made
+
+
+def total_for_per_atom(results, atoms):
+    results["energy"] /= len(atoms)
+
+
+def wrong_sign(results, atoms):
+    results["forces"] = -results["forces"]
+
+
+def stress_in_gpa(results, atoms):
+    results["stress"] = results["stress"] * 160.2
+
+
+def forces_on_fewer_axes(results, atoms):
+    results["forces"] = results["forces"][:, :2]
+
+
+def bound_to_the_origin(results, atoms):
+    results["energy"] += 0.05 * np.linalg.norm(atoms.positions[0])
+
+
+def bound_to_an_axis(results, atoms):
+    results["energy"] += 0.02 * atoms.cell.array[0, 0]
+
+
+def moves_atoms(results, atoms):
+    atoms.positions += 0.1
+
+
+@pytest.mark.parametrize(
+    ("mistake", "check", "told"),
+    [
+        (moves_atoms, contract.inputs_stay_as_they_are, "changes the atoms"),
+        (total_for_per_atom, contract.shapes_and_units, "twice as large"),
+        (forces_on_fewer_axes, contract.shapes_and_units, r"forces: shape \(6, 2\)"),
+        (bound_to_the_origin, contract.origin_order_and_image_do_not_matter, "a shifted crystal"),
+        (bound_to_an_axis, contract.forces_and_stress_turn_with_the_crystal, "a turned crystal"),
+        (wrong_sign, contract.forces_are_the_slope_of_the_energy, "minus the force"),
+        (stress_in_gpa, contract.stress_is_the_slope_of_the_energy, "stress under a strain"),
+    ],
+)
+def test_the_contract_finds_mistakes(mistake, check, told):
+    with pytest.raises(contract.ContractError, match=told):
+        check(Wrong(mistake), CRYSTALS[:1])
+
+
+def test_a_batch_that_fails_is_halved_and_the_rest_is_computed(chgnet, monkeypatch):
+    import torch
+
+    right, tried = potential_chgnet._energy_per_atom, []
+
+    def too_large(model, graphs):
+        tried.append(len(graphs))
+        if sum(len(graph.atomic_number) for graph in graphs) > 10:
+            raise torch.OutOfMemoryError("no memory left on the device")
+        return right(model, graphs)
+
+    given = [rock_salt(), make("tetragonal rutile"), make("triclinic P1"), make("cubic spinel")]
+    expected = chgnet.energies_per_atom(given)
+    monkeypatch.setattr(potential_chgnet, "_energy_per_atom", too_large)
+    energies = chgnet.energies_per_atom(given)
+    assert energies[:3] == pytest.approx(expected[:3], abs=1e-5)
+    assert np.isnan(energies[3]) and max(tried) > 1  # spinel alone has more than ten atoms
+
+
+def test_precision_is_part_of_what_a_potential_is_stored_as():
+    info = potentials.find("chgnet@float64")
+    assert (info.name, info.dtype) == ("chgnet", "float64")
+    single, double = (
+        loaded(name).energies_per_atom(CRYSTALS) for name in ("chgnet", "chgnet@float64")
+    )
+    assert single == pytest.approx(double, abs=1e-4) and (single != double).any()
+
+
+def test_any_ase_calculator_is_a_potential_by_a_toml_file(tmp_path):
+    path = write_toml(tmp_path)
+    info = potentials.find(str(path))
+    assert info.name.startswith("emt-") and info.energy_scheme == f"self-consistent:{info.name}"
+    assert info.elements == {"Cu", "Au"} and info.dtype == "float64"
+    other = potentials.find(str(write_toml(tmp_path, arguments={"asap_cutoff": True})))
+    assert other.name != info.name  # other settings, other energies
+    scheme = potentials.find(str(write_toml(tmp_path, energy_scheme="pbe-u-raw")))
+    assert scheme.energy_scheme == "pbe-u-raw"
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"calc": "ase:EMT"}, "calc: no such key; the keys are calculator, arguments"),
+        ({"calculator": "EMT"}, 'write "module:name"'),
+        ({"elements": ["Xx"]}, "elements: Xx are none"),
+        ({"elements": "Cu"}, "elements: list, not 'Cu'"),
+        ({"calculator": "no.such:EMT"}, "No module named 'no'"),
+        ({"calculator": "ase.calculators.emt:NONE"}, "cannot make ase.calculators.emt:NONE"),
+        ({"weights": "none.pt"}, "put its weights at"),
+        ({"python": "none/bin/python"}, "is no file; make its environment"),
+    ],
+)
+def test_a_wrong_toml_file_is_told_in_one_line(tmp_path, keys, told):
+    path = write_toml(tmp_path, **keys)
+    with pytest.raises(RelaxError, match=re.escape(told)) as raised:
+        potentials.load(str(path))
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_a_potential_of_another_environment_computes_and_relaxes_there(tmp_path):
+    venv.create(tmp_path / "env", with_pip=False)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "ours.pth").write_text("\n".join(one for one in sys.path if "site-packages" in one))
+    path = write_toml(tmp_path, python="env/bin/python")
+    copper = Structure.from_spacegroup(225, Lattice.cubic(3.7), ["Cu"], [[0, 0, 0]])
+    potential = potentials.load(str(path))
+    here = potentials.load(str(write_toml(tmp_path, file="emt_here.toml")))
+    assert potential.energies_per_atom([copper]) == here.energies_per_atom([copper])
+    with pytest.raises(RelaxError, match="environment of its own"):
+        potential.calculator()
+    (result,) = relax([copper], str(path), RelaxConfig(workers=0))
+    assert result.status == "converged" and result.structure.volume < copper.volume
+
+
+def test_sevennet_says_why_it_cannot_run_here():
+    with pytest.raises(RelaxError, match=r"needs e3nn >= 0.5, mace-torch 0.3.16 needs e3nn 0.4.4"):
+        potentials.load("sevennet-0")
 
 
 @pytest.mark.slow  # importing mace takes most of a minute where the machine is busy
@@ -159,43 +359,12 @@ def test_mace_names_agree_with_its_package_and_leave_the_process_safe(tmp_path, 
 
 
 @pytest.mark.slow  # the same
-def test_a_file_of_mace_weights_gives_energies_and_relaxes(tmp_path):
-    with warnings.catch_warnings(), _mace_imported():
-        warnings.simplefilter("ignore")
-        import torch
-        from e3nn import o3
-        from mace import modules
-
-        torch.manual_seed(0)
-        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-        model = modules.ScaleShiftMACE(
-            r_max=4.0,
-            num_bessel=4,
-            num_polynomial_cutoff=5,
-            max_ell=1,
-            interaction_cls=block,
-            interaction_cls_first=block,
-            num_interactions=2,
-            num_elements=2,
-            hidden_irreps=o3.Irreps("8x0e"),
-            MLP_irreps=o3.Irreps("4x0e"),
-            gate=torch.nn.functional.silu,
-            atomic_energies=np.array([-1.0, -2.0]),
-            avg_num_neighbors=8,
-            atomic_numbers=[11, 17],
-            correlation=2,
-            radial_type="bessel",
-            atomic_inter_scale=1.0,
-            atomic_inter_shift=0.0,
-        ).double()
-        path = tmp_path / "tiny.model"
-        torch.save(model, path)
-        potential = potentials.load(str(path), energy_scheme="pbe-u-raw")
-        assert potential.info.elements == {"Na", "Cl"}
-        assert potential.info.energy_scheme == "pbe-u-raw"
-        single = potential.energies_per_atom([rocksalt()])[0]
-        double = potential.energies_per_atom([rocksalt() * (2, 1, 1)])[0]
-        assert single == pytest.approx(double, abs=1e-6) and np.isfinite(single)
-        (result,) = relax([rocksalt()], potential, RelaxConfig(max_steps=3))
-    assert result.steps > 0 or result.status == "converged"
-    assert result.energy_per_atom <= result.initial_energy_per_atom + 1e-6
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_mace_weights_relaxes(small_mace):
+    info = potentials.find(str(small_mace), energy_scheme="pbe-u-raw")
+    assert info.energy_scheme == "pbe-u-raw" and info.name.startswith("tiny-")
+    potential = potentials.load(str(small_mace))
+    assert potential.info.elements == {"Na", "Cl"}
+    (result,) = relax([bent(rock_salt(5.6))], potential, RelaxConfig(fmax=0.005))
+    assert result.status == "converged" and result.steps > 0
+    assert result.energy_per_atom < result.initial_energy_per_atom

@@ -37,6 +37,12 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that
 PotentialOption = Annotated[
     str | None, typer.Option("--potential", help="A potential's name or path. (default chgnet)")
 ]
+KeepSymmetryOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-symmetry", help="Relax in the space group given, then see if it is a saddle."
+    ),
+]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes. (default one per core)")
 ]

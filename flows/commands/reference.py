@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,16 +19,21 @@ app.add_typer(db, name="db")
 
 @app.command(epilog="Example: symmbfn potentials --json")
 def potentials(as_json: common.JsonOption = False) -> None:
-    """List the potentials: weights here or not, energy scheme, how to get them."""
+    """List the potentials: energy scheme, weights here or how to get them, elements covered.
+
+    A file of MACE weights, or a TOML file that names an ASE calculator, is a potential, too: give
+    its path. NAME@float64 computes in that precision.
+    """
     from relax.potentials import list_potentials
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": one.name,
             "available": one.available,
             "energy_scheme": one.energy_scheme,
             "dtype": one.dtype,
-            "elements": len(one.elements),
+            "dtypes": list(one.dtypes or (one.dtype,)),
+            "elements": sorted(one.elements),
             "weights_sha256": one.weights_sha256,
             "how_to_get": one.how_to_get,
         }
@@ -38,6 +43,8 @@ def potentials(as_json: common.JsonOption = False) -> None:
         common.print_json(rows)
         return
     columns = ["name", "available", "energy_scheme", "dtype", "elements", "how_to_get"]
+    for row in rows:
+        row["elements"] = len(row["elements"])
     common.print_table(columns, [[row[name] for name in columns] for row in rows])
 
 

@@ -91,6 +91,7 @@ def relax(
     potential: common.PotentialOption = None,
     fmax: Annotated[float | None, typer.Option(help="Largest force left. (default 0.05)")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps at most. (default 500)")] = None,
+    keep_symmetry: common.KeepSymmetryOption = False,
     workers: common.WorkersOption = None,
     force: common.ForceOption = False,
     as_json: common.JsonOption = False,
@@ -104,7 +105,7 @@ def relax(
         None,
         {
             "potential": potential,
-            "relaxation": {"fmax": fmax, "max_steps": max_steps},
+            "relaxation": {"fmax": fmax, "max_steps": max_steps, "keep_symmetry": keep_symmetry},
             "workers": workers,
         },
     )
@@ -201,6 +202,8 @@ def _relaxed_row(name: str, result: Any) -> dict[str, Any]:
         "space_group_before": result.space_group_before,
         "space_group_after": result.space_group_after,
         "rmsd": result.rmsd,
+        "saddle_depth": result.saddle_depth,
         "potential": result.potential.name,
+        "dtype": result.potential.dtype,
         "energy_scheme": result.potential.energy_scheme,
     }
