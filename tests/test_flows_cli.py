@@ -20,6 +20,7 @@ from tests.flows_support import crystals, rocksalt, tiny_checkpoint
 
 COMMANDS = [
     ["discover"],
+    ["work"],
     ["generate"],
     ["relax"],
     ["screen"],
