@@ -126,7 +126,9 @@ class TrainingSet(Base):
     sha256: Mapped[str] = mapped_column(unique=True)
     """Of its members and recipe, so that freezing the same set twice gives one row."""
     recipe: Mapped[Document]
-    """The filter that chose the members and the base data replayed beside them."""
+    """The filter that chose the members, the parent, and the base data replayed beside them."""
+    key: Mapped[str | None] = mapped_column(index=True, unique=True, default=None)
+    """One key, one set: a retraining that was killed goes on with it, whatever came since."""
     created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)
 
 
@@ -139,6 +141,8 @@ class TrainingMember(Base):
     relaxation_id: Mapped[int] = mapped_column(
         ForeignKey("relaxation.id"), primary_key=True, index=True
     )
+    properties: Mapped[Document] = mapped_column(default_factory=dict)
+    """What the generator is told of it, by name, as it was known then."""
 
 
 class Checkpoint(Base):

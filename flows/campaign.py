@@ -24,6 +24,7 @@ def discover(config: CampaignConfig) -> int:
     Returns:
         The campaign's row number in the database.
     """
+    config = tasks.with_checkpoint(config)
     left = [] if config.seed is not None else tasks.unfinished(config)
     own = config.with_run_seed(flow_run.get_id() or "")
     for seed in left:

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from db.errors import DatabaseError
-from flows.commands import dft, discover, learn, query, reference, structures, work
+from flows.commands import dft, discover, learn, query, reference, retrain, structures, work
 from flows.errors import ConfigError
 from relax.errors import RelaxError
 from symmbfn.errors import SymmBFNError
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (discover, work, structures, query, learn, reference, dft):
+for part in (discover, work, structures, query, learn, retrain, reference, dft):
     app.add_typer(part.app)
 
 

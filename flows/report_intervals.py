@@ -40,6 +40,18 @@ def fraction_interval(count: int, n: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
+def difference_interval(before: tuple[int, int], after: tuple[int, int]) -> tuple[float, float]:
+    """Newcombe's 95 % interval of how much a share has risen; each is a count, and of how many."""
+    (old, old_low, old_high), (new, new_low, new_high) = (
+        (count / n, *fraction_interval(count, n)) for count, n in (before, after)
+    )
+    rise = new - old
+    return (
+        rise - math.hypot(new - new_low, old_high - old),
+        rise + math.hypot(new_high - new, old - old_low),
+    )
+
+
 def distance_intervals(
     crystals: Sequence[Traits], reference: Summary, seed: int = 0
 ) -> dict[str, Distance]:

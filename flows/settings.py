@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -187,7 +187,44 @@ class DaskSettings(_Settings):
     )
 
 
-class CampaignConfig(_Settings):
+class FileSettings(_Settings):
+    """Settings that may stand in a file of their own."""
+
+    @classmethod
+    def from_toml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a file of settings.
+
+        Args:
+            path: The TOML file.
+            overrides: Settings that win over the file's; nested tables are merged.
+
+        Raises:
+            ConfigError: In one line, the file, the wrong key and the nearest right one.
+        """
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: {error.strerror}; give a campaign file such as examples/campaign.toml"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a TOML file: {one_line(error)}") from error
+        return cls.build(_merged(table, overrides or {}), where=str(path))
+
+    @classmethod
+    def build(cls, table: Mapping[str, Any], *, where: str) -> Self:
+        """Check settings that came from `where`, a file or the command line.
+
+        Raises:
+            ConfigError: In one line, where, the wrong key and the remedy.
+        """
+        try:
+            return cls.model_validate(dict(table))
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {_explain(cls, error)}") from error
+
+
+class CampaignConfig(FileSettings):
     """All the settings of one campaign; also the parameter schema of the Prefect flow."""
 
     n: int = Field(default=64, ge=1, le=10_000_000, description="How many crystals to generate.")
@@ -198,7 +235,10 @@ class CampaignConfig(_Settings):
         description="The same seed gives the same crystals. None, for schedules: each flow run "
         "has its own.",
     )
-    checkpoint: str = Field(default="mp20", description="A shipped checkpoint's name, or a folder.")
+    checkpoint: str = Field(
+        default="mp20",
+        description="A shipped checkpoint's name, a folder, or promoted: the one promoted last.",
+    )
     steps: int | None = Field(default=None, ge=1, le=10_000, description="Sampling steps.")
     batch_size: int = Field(default=256, ge=1, le=100_000, description="Crystals per stored batch.")
     potential: str = Field(default="chgnet", description="A potential's name or path.")
@@ -249,41 +289,6 @@ class CampaignConfig(_Settings):
                 "name; leave key out, or give a seed"
             )
         return self
-
-    @classmethod
-    def from_toml(
-        cls, path: str | Path, overrides: Mapping[str, Any] | None = None
-    ) -> CampaignConfig:
-        """Read a campaign file.
-
-        Args:
-            path: The TOML file.
-            overrides: Settings that win over the file's; nested tables are merged.
-
-        Raises:
-            ConfigError: In one line, the file, the wrong key and the nearest right one.
-        """
-        try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: {error.strerror}; give a campaign file such as examples/campaign.toml"
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a TOML file: {one_line(error)}") from error
-        return cls.build(_merged(table, overrides or {}), where=str(path))
-
-    @classmethod
-    def build(cls, table: Mapping[str, Any], *, where: str) -> CampaignConfig:
-        """Check settings that came from `where`, a file or the command line.
-
-        Raises:
-            ConfigError: In one line, where, the wrong key and the remedy.
-        """
-        try:
-            return cls.model_validate(dict(table))
-        except ValidationError as error:
-            raise ConfigError(f"{where}: {_explain(cls, error)}") from error
 
     @property
     def training_reference(self) -> str | None:

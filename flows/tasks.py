@@ -7,7 +7,19 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import artifacts, stage_generate, stage_rank, stage_relax, stage_screen
+from flows import (
+    artifacts,
+    checkpoints,
+    gate,
+    loop_round,
+    stage_generate,
+    stage_rank,
+    stage_relax,
+    stage_retrain,
+    stage_screen,
+    training_set,
+)
+from flows.retrain_settings import LoopConfig, RetrainConfig
 from flows.settings import CampaignConfig, one_line
 
 
@@ -72,3 +84,45 @@ def publish(config: CampaignConfig, campaign: int) -> None:
         artifacts.publish(config, campaign)
     except Exception as error:
         get_run_logger().warning("nothing to see on this page: %s", one_line(error))
+
+
+@task(**_RETRYING)
+def with_checkpoint(config: CampaignConfig) -> CampaignConfig:
+    """Say which checkpoint is meant where the settings say "promoted"."""
+    return checkpoints.resolved(config)
+
+
+@task(**_RETRYING)
+def freeze(config: RetrainConfig) -> int:
+    """Choose and store what is trained on; return the training set's row number."""
+    return training_set.freeze(config)
+
+
+@task(tags=["symmbfn-train"], **_RETRYING)
+def fine_tune(config: RetrainConfig, frozen: int) -> int:
+    """Train the next checkpoint on a frozen set; return its row number."""
+    return stage_retrain.train(config, frozen)
+
+
+@task(**_RETRYING)
+def fresh_samples(config: RetrainConfig, checkpoint: int) -> list[CampaignConfig]:
+    """Return the campaigns that the gate compares; none once it has decided."""
+    return gate.fresh_samples(config, checkpoint)
+
+
+@task(**_RETRYING)
+def decide(config: RetrainConfig, checkpoint: int) -> None:
+    """Promote the checkpoint, or reject it and say why."""
+    gate.decide(config, checkpoint)
+
+
+@task(**_RETRYING)
+def plan(config: LoopConfig, number: int) -> loop_round.Round:
+    """Say what a round of a loop does."""
+    return loop_round.plan(config, number)
+
+
+@task(**_RETRYING)
+def is_narrow(config: LoopConfig, number: int) -> bool:
+    """Tell whether a round's crystals are so much alike that the loop must end."""
+    return loop_round.is_narrow(config, number)

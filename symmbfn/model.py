@@ -148,8 +148,9 @@ class SymmBFN(nn.Module):
         for index, name in enumerate(config.properties):
             column = data.properties[:, data.names.index(name)]
             known = column[~column.isnan()]
-            model.property_mean[index] = known.mean()
-            model.property_std[index] = known.std(correction=0).clamp_min(1e-6)
+            if len(known):
+                model.property_mean[index] = known.mean()
+                model.property_std[index] = known.std(correction=0).clamp_min(1e-6)
             model.template_properties[:, index] = column
         model.elements.copy_(torch.zeros(NUM_ELEMENTS, dtype=torch.bool))
         model.elements[data.species[data.mask()].long().unique()] = True

@@ -123,14 +123,7 @@ class Run:
         own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self._load(self.average)
         self.model.eval()
-        order = data.orbits[:size].argsort(stable=True)
-        totals = dict.fromkeys(PARTS, 0.0)
-        for index, rows in enumerate(order.split(256)):
-            generator = torch.Generator(self.config.device).manual_seed(index)
-            batch = data.batch(rows, columns=columns).to(self.config.device)
-            losses = self.model.loss(batch, generator)
-            for name in PARTS:
-                totals[name] += losses[name].item() * len(rows) / len(order)
+        totals = mean_losses(self.model, data, columns, size)
         self.model.train()
         self._load(own)
         return totals
@@ -275,6 +268,23 @@ def train(
             last_save = time.monotonic()
     _plot_losses(config.out)
     return config.out
+
+
+@torch.no_grad()
+def mean_losses(
+    model: SymmBFN, data: CrystalData, columns: list[int], size: int = 2048
+) -> dict[str, float]:
+    """Losses of a model in evaluation mode on the first `size` crystals, always the same noise."""
+    device = model.elements.device
+    order = data.orbits[:size].argsort(stable=True)
+    totals = dict.fromkeys(PARTS, 0.0)
+    for index, rows in enumerate(order.split(256)):
+        generator = torch.Generator(device).manual_seed(index)
+        batch = data.batch(rows, columns=columns).to(device)
+        losses = model.loss(batch, generator)
+        for name in PARTS:
+            totals[name] += losses[name].item() * len(rows) / len(order)
+    return totals
 
 
 def _mix(seed: int, step: int) -> int:

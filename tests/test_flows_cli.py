@@ -20,6 +20,7 @@ from tests.flows_support import crystals, rocksalt, tiny_checkpoint
 
 COMMANDS = [
     ["discover"],
+    ["work"],
     ["generate"],
     ["relax"],
     ["screen"],
@@ -28,6 +29,9 @@ COMMANDS = [
     ["export"],
     ["train"],
     ["evaluate"],
+    ["retrain"],
+    ["checkpoints", "promote"],
+    ["loop"],
     ["data", "import"],
     ["data", "info"],
     ["hull", "build"],

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from db.session import Database
     from flows.progress import TerminalProgress
-    from flows.settings import CampaignConfig
+    from flows.settings import CampaignConfig, FileSettings
 
 DatabaseOption = Annotated[
     str | None,
@@ -94,10 +94,17 @@ def campaign_config(config: Path | None, overrides: Mapping[str, Any]) -> Campai
     """Read the campaign file, if any, under the options that were given."""
     from flows.settings import CampaignConfig
 
+    return read_settings(CampaignConfig, config, overrides)
+
+
+def read_settings[S: FileSettings](
+    kind: type[S], config: Path | None, overrides: Mapping[str, Any]
+) -> S:
+    """Read a file of settings, if any, under the options that were given."""
     given = _given(overrides)
     if config is not None:
-        return CampaignConfig.from_toml(config, given)
-    return CampaignConfig.build(given, where="command line")
+        return kind.from_toml(config, given)
+    return kind.build(given, where="command line")
 
 
 def conditions_table(
@@ -231,6 +238,29 @@ def terminal_progress() -> Iterator[TerminalProgress]:
 
     with TerminalProgress(console(error=True)).running() as progress:
         yield progress
+
+
+def run_flow[C](
+    config: C, check: Callable[[C], None], load: Callable[[], Callable[[C], int]]
+) -> int:
+    """Run a Prefect flow; its server starts while the inputs are checked and models imported.
+
+    Args:
+        config: What the flow is given.
+        check: Raises if something that the settings name is not right.
+        load: Imports the flow, and with it Prefect.
+    """
+    from flows import inputs, server
+
+    with terminal_progress() as progress:
+        progress.stage("start", None)
+        server.set_environment()
+        with server.starting() as temporary:
+            check(config)
+            inputs.warm_up()
+            flow = load()
+            with server.ready(temporary):
+                return flow(config)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,7 +112,7 @@ def discover(
             "database": database,
         },
     )
-    campaign = _run(settings)
+    campaign = common.run_flow(settings, _check, _flow)
     from db.session import open_database
     from flows.outcome import outcome
 
@@ -122,23 +123,20 @@ def discover(
         _show(found, settings)
 
 
-def _run(settings: CampaignConfig) -> int:
-    """Run the Prefect flow; its server starts while the models are being imported."""
-    from flows import inputs, server
+def _check(settings: CampaignConfig) -> None:
+    """Find all that the settings name, the database too: a bad one is told before the start."""
+    from db.session import open_database
+    from flows import inputs
+    from flows.checkpoints import resolved
 
-    with common.terminal_progress() as progress:
-        progress.stage("start", None)
-        server.set_environment()
-        with server.starting() as temporary:
-            inputs.check(settings)
-            from db.session import open_database
+    inputs.check(resolved(settings))
+    open_database(settings.database)
 
-            open_database(settings.database)  # a bad one is told now, not after the start
-            inputs.warm_up()
-            from flows.campaign import discover as flow
 
-            with server.ready(temporary):
-                return flow(settings)
+def _flow() -> Callable[[CampaignConfig], int]:
+    from flows.campaign import discover
+
+    return discover
 
 
 def _show(found: Outcome, settings: CampaignConfig) -> None:

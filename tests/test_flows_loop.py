@@ -1,0 +1,181 @@
+"""The loop: what each round draws from, that nothing is repeated, and where it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from db import queries, training
+from db.session import open_database
+from flows import gate, loop_plot, loop_round, stage_retrain, training_set
+from flows.errors import ConfigError
+from flows.loop_round import plan, results
+from flows.retrain_settings import LoopConfig, RetrainConfig
+from tests.flows_support import KNOWN, environment, run_stages, symmbfn, tiny_checkpoint
+
+SETTINGS = """
+name = "tiny"
+rounds = 2
+min_diversity = 0
+[campaign]
+n = 3
+checkpoint = "ck"
+steps = 3
+reference = "ck/known.extxyz"
+relaxation = { max_steps = 20, fmax = 0.5 }
+thresholds = { stable = -0.29, metastable = -0.29 }  # nothing is, so that no finds are lost
+workers = 0
+[retrain]
+filter = "energy_per_atom IS KNOWN"
+replay = 24
+minutes = 1
+max_passes = 2
+batch_size = 8
+held_out_share = 0.4
+element_factor = 50
+[retrain.gate]  # passes whatever two crystals happen to be
+n = 2
+loss_margin = 9
+validity_margin = 1
+diversity = 0
+concentration = 9
+element_rise = 1
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> LoopConfig:
+    """A loop of seconds in a folder of its own."""
+    tiny_checkpoint(tmp_path / "ck")
+    (tmp_path / "loop.toml").write_text(SETTINGS)
+    place = {
+        "database": f"sqlite:///{tmp_path / 'loop.db'}",
+        "checkpoint": str(tmp_path / "ck"),
+        "reference": str(tmp_path / "ck" / KNOWN),
+    }
+    given = {"campaign": place, "retrain": {"folder": str(tmp_path / "retrained")}}
+    return LoopConfig.from_toml(tmp_path / "loop.toml", given)
+
+
+def _run(config: LoopConfig) -> None:
+    """What the flow does, without Prefect."""
+    for number in range(1, config.rounds + 1):
+        this = plan(config, number)
+        run_stages(this.campaign)
+        if this.retraining is not None:
+            _retrain(this.retraining)
+
+
+def _retrain(config: RetrainConfig) -> None:
+    checkpoint = stage_retrain.train(config, training_set.freeze(config))
+    for sample in gate.fresh_samples(config, checkpoint):
+        run_stages(sample)
+    gate.decide(config, checkpoint)
+
+
+def test_each_round_draws_from_what_the_one_before_promoted(
+    config: LoopConfig, tmp_path: Path
+) -> None:
+    _run(config)
+    first, second = results(config)
+    assert first.checkpoint == str(tmp_path / "ck") and first.gate == "promoted"
+    assert second.checkpoint == str(tmp_path / "retrained" / "tiny-round-1")
+    assert (first.generated, second.generated) == (3, 3)
+    assert first.relaxing > 0 and first.training is not None
+    assert 0 < first.chemical_systems <= 100
+    with open_database(config.campaign.database).session(write=False) as session:
+        before = queries.table_counts(session)
+        sets = [training.frozen(session, f"tiny-round-{number}") for number in (1, 2)]
+        sizes = [len(list(training.members(session, [one.id]))) for one in sets if one]
+    assert sizes[0] < sizes[1]
+    _run(config)
+    with open_database(config.campaign.database).session(write=False) as session:
+        assert queries.table_counts(session) == before
+    loop_plot.write([first, second], tmp_path / "loop.png")
+    assert (tmp_path / "loop.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_rejected_checkpoint_is_not_drawn_from(config: LoopConfig) -> None:
+    this = plan(config, 1)
+    assert this.retraining is not None
+    run_stages(this.campaign)
+    checkpoint = stage_retrain.train(this.retraining, training_set.freeze(this.retraining))
+    with open_database(config.campaign.database).session() as session:
+        training.judge(session, checkpoint, {}, "worse in everything")
+    assert plan(config, 2).campaign.checkpoint == this.campaign.checkpoint
+    assert plan(config, 2).campaign.seed != this.campaign.seed
+    assert results(config)[0].gate == "rejected: worse in everything"
+
+
+def test_the_control_learns_nothing(config: LoopConfig) -> None:
+    control = config.model_copy(update={"retraining": False})
+    assert [plan(control, number).retraining for number in (1, 2, 3)] == [None] * 3
+    assert {plan(control, n).campaign.checkpoint for n in (1, 3)} == {config.campaign.checkpoint}
+
+
+def test_the_loop_ends_where_crystals_become_alike(
+    config: LoopConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = loop_round.Result(
+        number=1,
+        checkpoint="ck",
+        generated=100,
+        sun=10,
+        msun=40,
+        sun_interval=(0.05, 0.17),
+        msun_interval=(0.3, 0.5),
+        formulas=95.0,
+        chemical_systems=90.0,
+        space_groups=40.0,
+        hhi=0.04,
+        relaxing=70.0,
+        drawing=1.0,
+        training=None,
+        gate="",
+    )
+    rounds = [first, replace(first, number=2, chemical_systems=80.0)]
+    monkeypatch.setattr(loop_round, "results", lambda _: rounds)
+    assert not loop_round.is_narrow(config.model_copy(update={"min_diversity": 0.7}), 2)
+    assert loop_round.is_narrow(config.model_copy(update={"min_diversity": 0.95}), 2)
+    assert not loop_round.is_narrow(config, 1)
+
+
+def test_settings_that_belong_to_the_loop_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"retrain\.campaign and retrain\.key"):
+        LoopConfig.build({"name": "a", "retrain": {"key": "b"}}, where="test")
+    with pytest.raises(ConfigError, match=r"campaign\.key is the loop's own"):
+        LoopConfig.build({"name": "a", "campaign": {"key": "b"}}, where="test")
+    (tmp_path / "bad.toml").write_text('name = "a"\nronds = 3\n')
+    refused = symmbfn("loop", "bad.toml", home=tmp_path)
+    assert refused.returncode == 2 and "did you mean 'rounds'" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_loop_goes_on_and_repeats_nothing(config: LoopConfig, tmp_path: Path) -> None:
+    command = ["loop", "loop.toml", "--db", str(config.campaign.database)]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *command], cwd=tmp_path, env=environment(tmp_path)
+    )
+    work = tmp_path / "retrained" / "tiny-round-1"
+    deadline = time.monotonic() + 600
+    while not work.exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert work.exists()
+    with open_database(config.campaign.database).session(write=False) as session:
+        before = queries.table_counts(session)["relaxation"]
+    done = symmbfn(*command, "--json", home=tmp_path, timeout=900)
+    assert done.returncode == 0, done.stderr
+    undisturbed = results(config)
+    assert [one.number for one in undisturbed] == [1, 2]
+    with open_database(config.campaign.database).session(write=False) as session:
+        assert queries.table_counts(session)["relaxation"] > before
+        assert queries.table_counts(session)["training_set"] == 2
