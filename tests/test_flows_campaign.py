@@ -134,6 +134,7 @@ def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = SimpleNamespace(
+        with_checkpoint=lambda config: config,
         unfinished=unfinished_seeds,
         start=open_campaign,
         generate=generate_batch,

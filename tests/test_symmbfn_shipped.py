@@ -22,7 +22,7 @@ def test_the_shipped_checkpoint_draws_sensible_crystals() -> None:
     """Bounds far below what is measured (model card), far above what a broken one would reach."""
     card = load_card()
     assert card.name == DEFAULT_CHECKPOINT
-    assert (card.path / WEIGHTS).stat().st_size <= 20_000_000
+    assert (card.path / WEIGHTS).stat().st_size <= 25_000_000
     assert set(card.properties) >= {"formation_energy_per_atom", "band_gap", "energy_above_hull"}
     tally = Tally()
     structures = to_structures(sample(n=48, seed=0, tally=tally))
