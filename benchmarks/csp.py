@@ -31,11 +31,13 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("file", type=Path)
     parser.add_argument("-n", type=int, default=1000)
+    parser.add_argument("--skip", type=int, default=0, help="crystals that another run does")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     crystals = import_crystals([arguments.file]).structures
-    chosen = np.random.default_rng(arguments.seed).permutation(len(crystals))[: arguments.n]
+    order = np.random.default_rng(arguments.seed).permutation(len(crystals))
+    chosen = order[arguments.skip : arguments.skip + arguments.n]
     first, best, failed = [], [], 0
     began = time.perf_counter()
     for count, index in enumerate(chosen, 1):
