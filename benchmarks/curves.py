@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from flows.report_intervals import fraction_interval
 from relax.hull import Hull
@@ -114,6 +115,8 @@ def plot(arguments: argparse.Namespace) -> None:
             )
             axes[3].set_title("crystals a second", fontsize=9)
             axes[3].set_yscale("log")
+            axes[3].set_yticks([10, 20, 50, 100], ["10", "20", "50", "100"])
+            axes[3].yaxis.set_minor_formatter(NullFormatter())
         else:
             valid = [100 * line["composition_validity"] for line in lines]
             axes[3].plot(x, valid, "o-", color="#5b8e7d", ms=4)
