@@ -21,10 +21,6 @@ from db.records import get_or_insert
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-POLICIES = ("stable", "uncertain", "quarantined")
-"""Which crystals first. stable: the lowest above their hull, suspects left out · uncertain: the
-nearest to the stable threshold, on either side · quarantined: the suspects, the lowest first."""
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -97,7 +93,9 @@ def wanted(
         settings: of the calculations.
         limit: at most so many.
         filter: text in the OPTIMADE language; None for all.
-        policy: one of ``POLICIES``; None: the lowest above the hull first, whatever it is.
+        policy: which crystals first. ``stable``: the lowest above their hull, suspects left out;
+            ``uncertain``: the nearest to the stable threshold, on either side, suspects left out;
+            ``quarantined``: the suspects, the lowest first; None: the lowest first, of all.
         stable: threshold that ``uncertain`` means, eV/atom above the hull.
         resubmit: take those whose calculation failed, instead of those that have none.
 

@@ -19,10 +19,9 @@ class CellAndAtoms(Filter):
 
     The cell is A = A₀ exp(L) with L symmetric, and an atom at y in the undeformed cell A₀ is at
     x = y exp(L) (rows). ASE's FrechetCellFilter is the same but for an L of nine free components:
-    three of them turn the crystal, which changes no energy, but over many steps can turn it so far
-    that its logarithm is no longer the one that was set. Here the cell is stretched and sheared
-    only, so the logarithm is unique, and both it and its derivative come from one
-    eigendecomposition.
+    three of them turn the crystal, which changes no energy, but a crystal turned far enough has
+    another logarithm than the one that was set. Here the cell is stretched and sheared only, so
+    the logarithm is unique, and both it and its derivative come from one eigendecomposition.
 
     The variables are N rows y (Å) and three rows √N L, which makes cell and atoms about equally
     stiff and halves the steps that a quasi-Newton optimiser takes (against N L, as ASE has it).

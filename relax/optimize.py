@@ -100,7 +100,7 @@ class RelaxResult:
             displacements measured in the relaxed cell.
         potential: What relaxed it.
         saddle_depth: By how much the crystal falls once its symmetry is let go, eV/atom, about 0
-            in a minimum; None where symmetry was not kept.
+            in a minimum; None where symmetry was not kept, or where that is not known.
     """
 
     status: Status

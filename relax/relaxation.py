@@ -68,15 +68,17 @@ def _relax_symmetric(
     status, reason = free.outcome()
     after = free.result(structure, status, reason)
     result = replace(result, steps=result.steps + after.steps)
-    if after.energy_per_atom is None or result.energy_per_atom is None:
-        return replace(result, status=status, reason=f"once its symmetry was let go: {reason}")
-    depth = result.energy_per_atom - after.energy_per_atom
-    if depth > SADDLE_DEPTH:
+    depth = None
+    if after.energy_per_atom is not None and result.energy_per_atom is not None:
+        depth = result.energy_per_atom - after.energy_per_atom
+    if depth is not None and depth > SADDLE_DEPTH:  # however the fall ended
         reason = (
             f"falls by {depth:.3g} eV/atom once its symmetry is let go, from space group "
             f"{result.space_group_after} to {after.space_group_after}; relax it freely"
         )
         return replace(result, status=Status.SADDLE, reason=reason, saddle_depth=depth)
+    if status is not Status.CONVERGED:
+        return replace(result, status=status, reason=f"once its symmetry was let go: {reason}")
     return replace(result, saddle_depth=depth)
 
 

@@ -19,9 +19,7 @@ TICKS = 24  # every tabulated translation is a multiple of 1/24
 MAX_LETTERS = 27  # Pmmm: a..z and A
 MAX_OPERATIONS = 192
 
-SITE_AXES = "100 010 001 111 1-1-1 -11-1 -1-11 1-10 110 01-1 011 -101 101 1-20 2-10".split()
 SITE_SYMBOLS = "1 -1 2 m 3 4 -4 2/m -3 6 -6 4/m 6/m".split()
-LATTICE_FAMILIES = "triclinic monoclinic orthorhombic tetragonal hexagonal cubic".split()
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -67,7 +65,8 @@ class SpaceGroup:
         degrees_of_freedom: (p,), free coordinates, 0-3.
         projectors: (p, 3, 3) and
         offsets: (p, 3): the nearest point of the tabulated representative position is A x + b.
-        site_symmetries: (p, 15), index into `SITE_SYMBOLS` for each axis of `SITE_AXES`.
+        site_symmetries: (p, 15), index into `SITE_SYMBOLS` for each of the axes 100, 010, 001, 111,
+            1-1-1, -11-1, -1-11, 1-10, 110, 01-1, 011, -101, 101, 1-20, 2-10.
         expansions: p arrays of operation indices; they make an orbit's atoms in one primitive cell.
         normalizer: (q, 3, 3) and
         normalizer_shifts: (q, 3): coset representatives of the Euclidean normalizer; the maps
@@ -108,18 +107,18 @@ class SpaceGroup:
 
     @property
     def family(self) -> int:
-        """Index into `LATTICE_FAMILIES`; trigonal groups are hexagonal."""
+        """Its lattice family, as `lattice_family` numbers them."""
         return lattice_family(self.number)
 
 
 def lattice_family(number: int) -> int:
-    """Index into `LATTICE_FAMILIES` of space group `number` (1-230)."""
+    """Lattice family of space group `number` (1-230).
+
+    Returns:
+        0 triclinic, 1 monoclinic, 2 orthorhombic, 3 tetragonal, 4 hexagonal (trigonal, too),
+        5 cubic.
+    """
     return int(np.searchsorted([2, 15, 74, 142, 194, 230], number))
-
-
-def letter_name(index: int) -> str:
-    """Wyckoff letter of position `index`: a, b, …, z, A."""
-    return chr(ord("a") + index) if index < 26 else "A"
 
 
 @cache

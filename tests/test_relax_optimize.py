@@ -159,6 +159,21 @@ def test_a_saddle_that_symmetry_holds_is_told_from_a_minimum(toy):
     assert again.saddle_depth == saddle.saddle_depth  # the rattle is always the same
 
 
+@pytest.mark.parametrize(
+    ("limit", "status"),
+    [({"max_steps": 1}, Status.STEP_LIMIT), ({"max_volume_ratio": 1.001}, Status.EXPLODED)],
+)
+def test_symmetry_let_go_without_an_end_is_no_minimum(toy, limit, status):
+    (found,) = relax([fcc("Ar", 4.4)], toy, RelaxConfig(workers=0, keep_symmetry=True, fmax=0.005))
+    assert found.status == Status.CONVERGED
+    again = RelaxConfig(workers=0, keep_symmetry=True, fmax=0.005, **limit)
+    (result,) = relax([found.structure], toy, again)
+    assert result.status == status and result.saddle_depth is None
+    assert result.reason.startswith("once its symmetry was let go: ")
+    assert result.energy_per_atom == pytest.approx(found.energy_per_atom)
+    assert result.space_group_after == 225
+
+
 @pytest.mark.parametrize("name", ["tetragonal rutile", "trigonal Bi2Te3", "triclinic P1"])
 def test_kept_symmetry_is_exact_from_a_distorted_start(name):
     structure = make(name)

@@ -108,6 +108,9 @@ def show(
 
     with common.existing_database(database).session(write=False) as session:
         record = queries.candidate(session, identifier)
+    for relaxation in record["relaxations"]:
+        for verdict in relaxation["stabilities"]:
+            del verdict["matches_known"]  # a column that nothing fills
     if as_json:
         common.print_json(record)
     else:
