@@ -162,16 +162,17 @@ def fallen(session: Session, potential_id: int, settings: Document) -> list[Fall
 def pass_over(
     session: Session, campaign_id: int, potential_id: int, settings: Document, reason: str
 ) -> None:
-    """Note why the placed candidates that are not relaxed are left.
+    """Note why the placed candidates that are not relaxed are left; the first reason stays.
 
-    Their state becomes ``passed_over``, unless another campaign has concluded something else; one
-    that is being relaxed now gets its outcome later.
+    Their state becomes ``passed_over``, unless a campaign has concluded something before; one that
+    is being relaxed now gets its outcome later.
     """
     left = unrelaxed(campaign_id, potential_id, settings) & within(Budget(), campaign_id)
     session.execute(
         update(Ranking)
         .where(
             Ranking.campaign_id == campaign_id,
+            Ranking.passed_over.is_(None),
             Ranking.candidate_id.in_(select(Candidate.id).where(left)),
         )
         .values(passed_over=reason)
@@ -181,11 +182,10 @@ def pass_over(
 
 
 def _leave(session: Session, which: ColumnElement[bool], state: str, reason: str | None) -> None:
-    """Give candidates a state and its reason, unless work on them has concluded something."""
-    unworked = Candidate.state.in_(("generated", "known", "passed_over"))
+    """Give candidates a state and its reason, unless something was concluded of them before."""
     session.execute(
         update(Candidate)
-        .where(which, unworked)
+        .where(which, Candidate.state == "generated")
         .values(state=state, reason=reason)
         .execution_options(synchronize_session=False)
     )

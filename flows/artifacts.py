@@ -26,7 +26,21 @@ _COLUMNS = {
     "is_unique": "unique",
     "is_novel": "novel",
 }
-_FUNNEL = ("generated", "valid", "distinct", "relaxed", "stable", "metastable", "unique", "novel")
+_FUNNEL = (
+    "generated",
+    "valid",
+    "distinct",
+    "known_as_drawn",
+    "passed_over",
+    "relaxed",
+    "failed",
+    "stable",
+    "metastable",
+    "unique",
+    "novel",
+)
+_LEFT_OUT = ("known_as_drawn", "passed_over", "failed")
+"""Crystals that the steps after these are not about; shown where there are any."""
 _NEW = {"sun": "stable, unique and novel", "msun": "metastable, unique and novel"}
 _STYLE = """
 svg { background: #fff; font-family: sans-serif; }
@@ -59,13 +73,16 @@ def publish(config: CampaignConfig, campaign_id: int) -> None:
 
 
 def funnel(found: Outcome) -> str:
-    """Return how many crystals are left after each step, as a table in Markdown."""
+    """Return how many crystals are left after each step, and why not all, as Markdown's table."""
     counts = found.counts
     lines = ["| | crystals | share |", "| --- | ---: | :--- |"]
     for name in (*_FUNNEL, *_NEW):
+        if name in _LEFT_OUT and not counts.get(name):
+            continue
         share = counts[name] / max(counts["generated"], 1)
         bar = "█" * round(20 * share)
-        lines.append(f"| {_NEW.get(name, name)} | {counts[name]} | {bar} {share:.0%} |")
+        label = _NEW.get(name, name.replace("_", " "))
+        lines.append(f"| {label} | {counts[name]} | {bar} {share:.0%} |")
     return "\n".join([f"Campaign `{found.campaign}` in `{found.database}`", "", *lines])
 
 

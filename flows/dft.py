@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from collections import Counter
 
-from flows import dft_collect
+from prefect import flow, get_run_logger
+
+from flows import dft_collect, progress
 from flows.dft_settings import CollectConfig
 
 
@@ -12,7 +14,8 @@ from flows.dft_settings import CollectConfig
 def collect(config: CollectConfig) -> dict[str, int]:
     """Collect the results of density-functional calculations, and judge them.
 
-    What is collected is not collected again, so that it may run as often as one likes.
+    What is collected is not collected again, so that it may run as often as one likes. What went
+    wrong is told and ends nothing, neither the schedule nor a loop.
 
     Args:
         config: Which database and hull.
@@ -20,4 +23,9 @@ def collect(config: CollectConfig) -> dict[str, int]:
     Returns:
         How many were `completed`, `failed`, `running` and `judged`.
     """
-    return dict(dft_collect.collect(config).counts)
+    found = dft_collect.collect(config)
+    reasons = Counter(why for _, why in [*found.failures, *found.notes])
+    for why, count in reasons.items():
+        progress.current().say(f"dft collect: {count} × {why}")
+        get_run_logger().warning("%d × %s", count, why)
+    return dict(found.counts)

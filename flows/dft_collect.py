@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
@@ -44,26 +45,31 @@ class Collected:
 def collect(config: CollectConfig) -> Collected:
     """Fetch what is finished, then judge what has no verdict against the hull asked for.
 
+    A runner that cannot be asked, for instance as its package is not installed here, is noted for
+    each of its calculations, which are awaited further.
+
     Raises:
-        ConfigError: atomate2 or a runner's package is not installed.
         RelaxError: There is no such hull, or it is of another scheme than corrected energies.
     """
     database = open_database(config.database, create=False)
-    hull = None if config.hull is None else _judging_hull(config.hull)
+    hull = None if config.hull is None else judging_hull(config.hull)
     collected = Collected()
     with database.session(write=False) as session:
         awaited = dft.submitted(session)
-    if awaited:
-        dft_makers.require_atomate2()
-    runner = lru_cache(open_runner)
+    runner = lru_cache(_runner)
     for one in awaited:
-        _settle(database, one, runner(one.runner, one.location), collected)
+        _settle(database, one, runner, collected)
     if hull is not None:
         _judge(database, config, hull, collected)
     return collected
 
 
-def _judging_hull(name: str) -> Hull:
+def judging_hull(name: str) -> Hull:
+    """Load the hull that calculations are judged against.
+
+    Raises:
+        RelaxError: There is no such hull, or it is of another scheme than corrected energies.
+    """
     from relax.corrections import CORRECTED
     from relax.errors import RelaxError
 
@@ -76,10 +82,20 @@ def _judging_hull(name: str) -> Hull:
     return hull
 
 
-def _settle(database: Database, one: Submitted, runner: Runner, collected: Collected) -> None:
+def _runner(name: str, location: str | None) -> Runner:
+    dft_makers.require_atomate2()  # reads what the runner gives
+    return open_runner(name, location)
+
+
+def _settle(
+    database: Database,
+    one: Submitted,
+    runner: Callable[[str, str | None], Runner],
+    collected: Collected,
+) -> None:
     """Store what became of one calculation, if it is known."""
     try:
-        outcome = runner.outcome(one.job_id)
+        outcome = runner(one.runner, one.location).outcome(one.job_id)
     except Exception as error:  # a queue's connection fails in its own ways; ask again later
         collected.counts["running"] += 1
         why = f"{one.runner} could not be asked ({type(error).__name__}: {one_line(error):.300})"

@@ -50,6 +50,10 @@ class Runner(ABC):
     name: str
     location: str | None
 
+    def prepare(self, job_id: str) -> None:
+        """Leave a trace of a job before it is noted; one without it is not ours to call lost."""
+        del job_id  # queues are asked from everywhere
+
     @abstractmethod
     def submit(self, flow: Flow) -> None:
         """Start a flow, or run it to its end; its job id is that of its output."""
@@ -80,7 +84,8 @@ class LocalRunner(Runner):
     """Runs the jobs in this process, one after the other; a folder each, and no server.
 
     `JOB/outputs.json` is jobflow's store, and `JOB/failed.txt` says why a job failed. The process
-    that works on it holds a lock on `JOB/lock`, which ends when it dies, however it dies.
+    that works on it holds a lock on `JOB/lock`, which ends when it dies, however it dies. `JOB` is
+    there before the job is noted, so that where it is not, the job is of another machine.
     """
 
     name = "local"
@@ -90,13 +95,17 @@ class LocalRunner(Runner):
         self.folder = folder.expanduser().absolute()
         self.location = str(self.folder)
 
+    def prepare(self, job_id: str) -> None:
+        """Make the job's folder."""
+        (self.folder / job_id).mkdir(parents=True)
+
     def submit(self, flow: Flow) -> None:
         """Run a flow to its end; a failure is noted, not raised."""
         from jobflow import run_locally
 
         job_id = flow.output.uuid
         place = self.folder / job_id
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         with _locked(place / "lock"):
             store = _file_store(place, read_only=False)
             try:
@@ -116,8 +125,17 @@ class LocalRunner(Runner):
                 (place / "failed.txt").write_text(why, encoding="utf-8")
 
     def outcome(self, job_id: str) -> Outcome:
-        """Read the job's folder."""
+        """Read the job's folder.
+
+        Raises:
+            ConfigError: It is not on this machine.
+        """
         place = self.folder / job_id
+        if not place.is_dir():
+            raise ConfigError(
+                f"there is no {place} on this machine; collect on the one that submitted the job, "
+                "or make this folder if the job's own is gone for good"
+            )
         if not (place / "lock").is_file():
             return Outcome("unknown")
         working = _is_locked(place / "lock")  # asked first: what it left is complete if it is not

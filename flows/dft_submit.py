@@ -80,6 +80,7 @@ def _hand(database: Database, settings: DftSettings, runner: Runner, one: Wanted
     """Submit one job and return its id; None where another process submits it at this moment."""
     flow = settings.flow(one.structure)
     job_id: str = flow.output.uuid
+    runner.prepare(job_id)
     with database.session() as session:
         ours = dft.submit(
             session,

@@ -14,11 +14,12 @@ from db import queries
 from db.documents import content_hash
 from db.models import Campaign
 from db.session import Database, open_database
-from flows import inputs
+from flows import inputs, progress
 from flows.errors import ConfigError
 from flows.rows import potential_row, relax_config, relax_settings
 from flows.settings import CampaignConfig
 from flows.stage_relax import relax_pending
+from relax.errors import RelaxError
 
 _POLL_SECONDS = 5.0
 
@@ -27,6 +28,8 @@ def work(
     url: str | None, name: str | None = None, *, workers: int | None = None, wait: bool = False
 ) -> None:
     """Relax what unfinished campaigns have left, oldest campaign first.
+
+    Without a name, a campaign that this machine cannot help is left to others, and that is said.
 
     Args:
         url: Of the database.
@@ -37,13 +40,22 @@ def work(
 
     Raises:
         DatabaseError: No such database or campaign.
-        ConfigError, RelaxError: This machine has not what the campaign relaxes with.
+        ConfigError, RelaxError: This machine has not what the named campaign relaxes with.
     """
     database = open_database(url, create=False)
+    refused: set[int] = set()
     while True:
         unfinished = _unfinished(database, name)
-        for campaign in unfinished:
-            relax_pending(campaign_config(database, campaign, url, workers), campaign)
+        for campaign, title in unfinished.items():
+            if campaign in refused:
+                continue
+            try:
+                relax_pending(campaign_config(database, campaign, url, workers), campaign)
+            except (ConfigError, RelaxError) as error:
+                if name is not None:
+                    raise
+                refused.add(campaign)
+                progress.current().say(f"campaign {title} is left to others; {error}")
         if not wait or (name is not None and not unfinished):
             return
         time.sleep(_POLL_SECONDS)
@@ -78,9 +90,14 @@ def campaign_config(
     return config
 
 
-def _unfinished(database: Database, name: str | None) -> list[int]:
+def _unfinished(database: Database, name: str | None) -> dict[int, str]:
+    """Find campaigns to help: their row numbers, oldest first, and names."""
     with database.session(write=False) as session:
-        rows = select(Campaign.id).where(Campaign.finished_at.is_(None)).order_by(Campaign.id)
+        rows = (
+            select(Campaign.id, Campaign.name)
+            .where(Campaign.finished_at.is_(None))
+            .order_by(Campaign.id)
+        )
         if name is not None:
             rows = rows.where(Campaign.id == queries.campaign_id(session, name))
-        return list(session.scalars(rows))
+        return {number: title for number, title in session.execute(rows)}

@@ -139,6 +139,21 @@ def test_what_is_passed_over_may_be_relaxed_later_and_is_then_counted_so(
     assert (fallen.nsites, fallen.fall) == (2, pytest.approx(0.5))
 
 
+def test_what_was_concluded_before_is_not_passed_over_and_the_first_reason_stays(
+    database: Database,
+) -> None:
+    rows = ranked(database, [1, 2])
+    with database.session() as session:  # another campaign has found that it is known
+        other = session.get_one(Candidate, 2)
+        other.state, other.reason = "known", "as drawn"
+    pass_over(database, rows)
+    with database.session() as session:
+        queries.pass_over(session, rows.campaign.id, rows.potential.id, RELAX, "again")
+    assert states(database) == [("passed_over", "spent on others"), ("known", "as drawn")]
+    with database.session(write=False) as session:
+        assert set(session.scalars(select(Ranking.passed_over))) == {"spent on others"}
+
+
 def test_places_are_settled_once_and_the_first_look_is_believed(database: Database) -> None:
     rows = ranked(database, [1, None])
     campaign = rows.campaign.id

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from pymatgen.core.structure import Structure
+from rich.console import Console
 from sqlalchemy import update
 
 from db import dft, queries
 from db.models import DftCalculation, utc_now
 from db.session import Database
-from flows import dft_collect
+from flows import dft_collect, dft_submit
 from flows.cli import run
 from flows.dft_makers import Cp2kSettings, VaspSettings, document
 from flows.dft_results import UnusableError, check_same, read
-from flows.dft_runners import Outcome, Runner
+from flows.dft_runners import LocalRunner, Outcome, Runner
 from flows.dft_settings import CollectConfig
+from flows.errors import ConfigError
+from flows.progress import TerminalProgress
 from relax.errors import RelaxError
 from tests.db_support import filled, rocksalt
 
@@ -171,6 +176,67 @@ def test_a_job_that_its_runner_does_not_know_is_lost_after_a_while(
     assert states(database)["Li2O2"] == ("failed", "lost: local has no such job")
 
 
+def test_local_jobs_of_another_machine_are_awaited_and_never_lost(
+    database: Database,
+    database_url: str,
+    awaited: dict[str, Outcome | Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with database.session() as session:
+        long_ago = utc_now() - timedelta(days=3)
+        session.execute(update(DftCalculation).values(submitted_at=long_ago))
+    (tmp_path / "job-2").mkdir()  # this one is ours; its process died before it began
+    monkeypatch.setattr(dft_collect, "open_runner", lambda name, location: LocalRunner(tmp_path))
+    found = dft_collect.collect(CollectConfig(database=database_url))
+    assert found.counts == {"running": 2, "failed": 1}
+    assert all("could not be asked (ConfigError: there is no" in why for _, why in found.notes)
+    assert states(database)["MgO"] == ("failed", "lost: local has no such job")
+
+
+def test_a_job_leaves_its_trace_before_it_is_noted(
+    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with database.session() as session:
+        filled(session)
+    runner = LocalRunner(tmp_path)
+    seen: list[bool] = []
+
+    def note(session: Any, relaxation_id: int, *_: Any, job_id: str, **__: Any) -> bool:
+        seen.append((tmp_path / job_id).is_dir())
+        return False
+
+    monkeypatch.setattr("flows.dft_makers.require_atomate2", lambda: None)
+    flow = SimpleNamespace(output=SimpleNamespace(uuid="job-0"))
+    monkeypatch.setattr(VaspSettings, "flow", lambda *_: flow)
+    monkeypatch.setattr(dft, "submit", note)
+    dft_submit.submit(database, VaspSettings(), runner, dft_submit.Choice(limit=1))
+    assert seen == [True]
+
+
+def test_a_runner_that_cannot_be_opened_is_a_note_and_the_others_are_collected(
+    database: Database,
+    database_url: str,
+    awaited: dict[str, Outcome | Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    awaited["job-2"] = Outcome("done", task(rocksalt("Mg", "O")))
+    with database.session() as session:
+        first = DftCalculation.job_id == "job-0"
+        session.execute(update(DftCalculation).where(first).values(runner="jobflow-remote"))
+
+    def opened(name: str, location: str | None) -> Runner:
+        if name == "jobflow-remote":
+            raise ConfigError("it is not installed")
+        return Scripted(awaited)
+
+    monkeypatch.setattr(dft_collect, "open_runner", opened)
+    found = dft_collect.collect(CollectConfig(database=database_url))
+    assert found.counts == {"running": 2, "completed": 1}
+    ((_, why),) = found.notes
+    assert why == "jobflow-remote could not be asked (ConfigError: it is not installed)"
+
+
 def test_verdicts_may_come_later_and_only_from_a_hull_of_the_scheme(
     database: Database,
     database_url: str,
@@ -253,10 +319,33 @@ def test_the_list_shows_calculations(
 def test_the_flow_for_schedules_collects(
     database_url: str, awaited: dict[str, Outcome | Exception]
 ) -> None:
+    awaited["job-0"] = Outcome("failed", reason="VASP crashed")
+    assert _flow(database_url) == {"failed": 1, "running": 2}
+
+
+def test_the_flow_of_schedules_and_loops_goes_on_without_atomate2_and_tells_it_once(
+    database_url: str,
+    awaited: dict[str, Outcome | Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing() -> None:
+        raise ConfigError("needs atomate2")
+
+    monkeypatch.setattr("flows.dft_makers.require_atomate2", missing)
+    screen = io.StringIO()
+    with TerminalProgress(Console(file=screen, width=200)).running():
+        assert _flow(database_url) == {"running": 3}
+    told = "dft collect: 3 × local could not be asked (ConfigError: needs atomate2)"
+    assert screen.getvalue().splitlines() == [told]
+
+
+def _flow(url: str) -> dict[str, int]:
+    from prefect.logging import disable_run_logger
+
     from flows.dft import collect
 
-    awaited["job-0"] = Outcome("failed", reason="VASP crashed")
-    assert collect.fn(CollectConfig(database=database_url)) == {"failed": 1, "running": 2}
+    with disable_run_logger():
+        return collect.fn(CollectConfig(database=url))
 
 
 def test_settings_are_part_of_what_makes_two_calculations_one() -> None:

@@ -20,6 +20,7 @@ from jobflow import Flow, job
 from db import queries
 from db.session import open_database
 from flows.dft_runners import LocalRunner
+from flows.errors import ConfigError
 from tests import db_support
 from tests.flows_support import environment
 
@@ -52,6 +53,7 @@ def two_jobs(first: int) -> Flow:
 def test_a_job_is_run_and_its_output_read_by_another_process_later(tmp_path: Path) -> None:
     flow = two_jobs(7)
     runner = LocalRunner(tmp_path)
+    runner.prepare(flow.output.uuid)
     assert runner.outcome(flow.output.uuid).state == "unknown"
     runner.submit(flow)
     found = LocalRunner(tmp_path).outcome(flow.output.uuid)
@@ -97,6 +99,12 @@ def test_a_killed_worker_leaves_a_lost_job(tmp_path: Path) -> None:
         worker.communicate()
     found = runner.outcome(job_id)
     assert found.state == "failed" and found.reason.startswith("lost: ")
+
+
+def test_a_job_of_another_machine_cannot_be_asked_for(tmp_path: Path) -> None:
+    for runner in (LocalRunner(tmp_path), LocalRunner(tmp_path / "not here")):
+        with pytest.raises(ConfigError, match=r"no .*job-1 on this machine; collect on the one"):
+            runner.outcome("job-1")
 
 
 def test_a_half_written_store_is_a_lost_job(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from db import queries
 from db.models import Candidate, Ranking, Relaxation
 from db.session import Database, open_database
+from flows import artifacts
 from flows.cli import run
 from flows.commands.discover import _show
 from flows.errors import ConfigError
@@ -80,6 +81,10 @@ def test_a_budget_relaxes_the_first_and_passes_over_the_rest(
         left = {row.id: row.reason for row in session.scalars(select(Candidate).where(wanted))}
     reason = "the relaxation budget of 3 went to others"
     assert left == {row.candidate_id: reason for row in rows[3:]}
+    page = artifacts.funnel(found)
+    assert f"| passed over | {len(rows) - 3} |" in page
+    assert ("| failed |" in page) == (found.counts["failed"] > 0)
+    assert ("| known as drawn |" in page) == (found.counts["known_as_drawn"] > 0)
     _show(found, config)
     shown = capsys.readouterr().out
     assert f"passed_over {len(rows) - 3}" in shown

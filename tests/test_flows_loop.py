@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from db import queries, training
+from db.errors import FilterError
 from db.session import open_database
 from flows import gate, loop_plot, loop_round, stage_retrain, training_set
+from flows.commands.retrain import _check_loop
 from flows.errors import ConfigError
 from flows.loop_round import plan, results
 from flows.retrain_settings import LoopConfig, RetrainConfig
+from relax.errors import RelaxError
 from tests.flows_support import KNOWN, environment, run_stages, symmbfn, tiny_checkpoint
 
 SETTINGS = """
@@ -155,6 +158,17 @@ def test_settings_that_belong_to_the_loop_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text('name = "a"\nronds = 3\n')
     refused = symmbfn("loop", "bad.toml", home=tmp_path)
     assert refused.returncode == 2 and "did you mean 'rounds'" in refused.stderr
+
+
+def test_a_hull_or_filter_that_cannot_serve_is_refused_before_round_one(
+    config: LoopConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(RelaxError, match="scheme self-consistent:chgnet"):
+        _check_loop(config.model_copy(update={"dft_hull": "chgnet"}))
+    retrain = config.retrain.model_copy(update={"filter": "enrgy < 0"})
+    with pytest.raises(FilterError, match="no field 'enrgy'"):
+        _check_loop(config.model_copy(update={"retrain": retrain}))
+    assert not (tmp_path / "loop.db").exists()
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import pytest
 from pymatgen.core.structure import Structure
+from rich.console import Console
 from sqlalchemy import select
 
 from db import queries
@@ -15,10 +17,12 @@ from db.models import Campaign, Candidate, Potential, Relaxation, Stability
 from db.session import Database, open_database
 from flows import cluster, inputs
 from flows.errors import ConfigError
+from flows.progress import TerminalProgress
 from flows.settings import CampaignConfig, DaskSettings
 from flows.stage_generate import generate_batch, open_campaign
 from flows.stage_screen import _record, screen_pending
 from flows.work import campaign_config, work
+from relax.errors import RelaxError
 from tests.flows_support import (
     relaxations,
     rocksalt,
@@ -89,6 +93,13 @@ def unique(database: Database) -> dict[int, tuple[bool | None, int | None]]:
         return {number: (is_unique, first) for number, is_unique, first in rows}
 
 
+def known_to(database: Database) -> list[str | None]:
+    """Who knew the judged candidates, in the order of their rows."""
+    with database.session(write=False) as session:
+        rows = select(Stability.known_to).join(Relaxation, Stability.relaxation_id == Relaxation.id)
+        return list(session.scalars(rows.order_by(Relaxation.candidate_id)))
+
+
 def test_of_two_campaigns_at_once_only_the_crystal_drawn_first_is_unique(
     checkpoint: Path, database_url: str
 ) -> None:
@@ -104,6 +115,7 @@ def test_of_two_campaigns_at_once_only_the_crystal_drawn_first_is_unique(
     screen_pending(early, first)  # the older one was still at work: now it takes its place
     (older, now), (_, then) = unique(database).items()
     assert older < younger and now == (True, None) and then == (False, older)
+    assert known_to(database) == ["", "candidates"]
     database.close()
 
 
@@ -179,6 +191,38 @@ def test_a_helper_with_another_potential_or_protocol_is_refused(
         row.potential_id = other.id
     with pytest.raises(ConfigError, match=r"'chgnet' has other weights .* on this machine"):
         campaign_config(database, campaign, url, 0)
+
+
+def test_a_campaign_that_cannot_be_helped_is_told_once_and_the_others_are_helped(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    _, bad = drawn(checkpoint, url)
+    _, good = drawn(checkpoint, url, seed=1)
+    database = open_database(url)
+    with database.session() as session:
+        row = session.get_one(Campaign, bad)
+        row.config = {**row.config, "potential": "none-such"}
+    helped: list[int] = []
+    monkeypatch.setattr("flows.work.relax_pending", lambda _, campaign: helped.append(campaign))
+
+    def sleep(_: float) -> None:
+        if len(helped) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.work.time.sleep", sleep)
+    screen = io.StringIO()
+    with (
+        TerminalProgress(Console(file=screen, width=1000)).running(),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        work(url, wait=True)
+    assert helped == [good, good]
+    (told,) = screen.getvalue().splitlines()
+    name = _name(database, bad)
+    assert told.startswith(f"campaign {name} is left to others; ") and "none-such" in told
+    with pytest.raises(RelaxError, match="none-such"):
+        work(url, name)
 
 
 def test_a_cluster_that_cannot_be_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,10 +262,15 @@ def _show_rounds(found: list[Result]) -> None:
 
 
 def _check_loop(settings: LoopConfig) -> None:
+    from db import filters
     from db.session import open_database
     from flows.checkpoints import resolved
+    from flows.dft_collect import judging_hull
     from symmbfn.data import CrystalData
 
+    filters.parse(settings.retrain.filter)
+    if settings.dft_hull is not None:
+        judging_hull(settings.dft_hull)
     open_database(settings.campaign.database)
     _check_campaign(settings.campaign, resolved(settings.campaign).checkpoint)
     for file in (settings.retrain.base, settings.retrain.held_out):
