@@ -188,6 +188,7 @@ FIELDS: dict[str, Field] = {
     "is_novel": Field(Stability.is_novel.expression, "boolean"),
     "known_to": Field(Stability.known_to.expression, "text"),
     "potential": Field(Potential.name.expression, "text"),
+    "precision": Field(Potential.dtype.expression, "text"),
     "hull": Field(Reference.name.expression, "text"),
     "dft_state": Field(_of_dft(DftCalculation.state, state=None), "text", DFT_STATES),
     "dft_verdict": Field(_of_dft(DftCalculation.verdict), "text", VERDICTS),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, exists, func, select, text, update
+from sqlalchemy import ColumnElement, case, exists, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -36,6 +36,9 @@ ADD_LOCK = 5_266_239
 """PostgreSQL advisory lock held while a batch and its candidates are added."""
 VERDICT_LOCK = 5_266_241
 """PostgreSQL advisory lock held while a verdict is stored, and with it who is unique."""
+
+KNOWN_CANDIDATES = "candidates"
+"""In ``Stability.known_to``, before the others: an older candidate is the same crystal."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,16 @@ class Basis:
     hull_id: int
     known_id: int
     screen_settings: Document
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of a campaign that note it."""
+        return {
+            "potential_id": self.potential_id,
+            "relax_settings_hash": content_hash(self.relax_settings),
+            "hull_id": self.hull_id,
+            "known_id": self.known_id,
+            "screen_settings_hash": content_hash(self.screen_settings),
+        }
 
 
 def get_or_insert[Row: Base](session: Session, row: Row, *key: str) -> Row:
@@ -109,8 +122,8 @@ def get_or_create_campaign(
         basis: of its own verdicts.
 
     Raises:
-        DatabaseError: when the key belongs to a campaign with another configuration, seed or
-            inputs, and which they are.
+        DatabaseError: when the key belongs to a campaign with another configuration, seed,
+            inputs or basis, and which they are.
     """
     wanted = Campaign(
         idempotency_key=idempotency_key,
@@ -119,11 +132,7 @@ def get_or_create_campaign(
         seed=seed,
         code_version=code_version,
         inputs=dict(inputs),
-        potential_id=basis.potential_id,
-        relax_settings_hash=content_hash(basis.relax_settings),
-        hull_id=basis.hull_id,
-        known_id=basis.known_id,
-        screen_settings_hash=content_hash(basis.screen_settings),
+        **basis.columns(),
     )
     campaign = get_or_insert(session, wanted, "idempotency_key")
     differences = [
@@ -136,10 +145,40 @@ def get_or_create_campaign(
             f"had {'; '.join(differences)}: choose another key, or give it what it had"
         )
     if campaign.inputs is None:  # an older release started it
-        for column in ("inputs", "potential_id", "relax_settings_hash", "hull_id", "known_id"):
-            setattr(campaign, column, getattr(wanted, column))
-        campaign.screen_settings_hash = wanted.screen_settings_hash
+        for column, value in {"inputs": dict(inputs), **basis.columns()}.items():
+            setattr(campaign, column, value)
+    differences = list(_basis_differences(session, campaign, basis))
+    if differences:
+        raise DatabaseError(
+            f"idempotency key {idempotency_key!r} belongs to campaign {campaign.name!r}, which "
+            f"had {'; '.join(differences)}: choose another key, or go on with what it began with, "
+            f"symmbfn {campaign.code_version}"
+        )
     return campaign
+
+
+def _basis_differences(session: Session, campaign: Campaign, basis: Basis) -> Iterator[str]:
+    """Say in what new verdicts of a campaign would rest on something else than its own do."""
+    for column, now in basis.columns().items():
+        was = getattr(campaign, column)
+        if was in (None, now):
+            continue
+        if column == "potential_id":
+            old, new = (
+                {"name": row.name, "dtype": row.dtype, "weights": row.weights_sha256}
+                for row in (session.get_one(Potential, number) for number in (was, now))
+            )
+            yield from _differences(old, new, "potential.")
+        elif column == "relax_settings_hash" and (stored := _relax_settings(session, was)):
+            yield from _differences(stored, basis.relax_settings, "relaxation.")
+        else:
+            yield f"{column} {_short(was)}, not {_short(now)}"
+
+
+def _relax_settings(session: Session, settings_hash: str) -> Document | None:
+    """The settings of this hash, if anything was relaxed with them."""
+    same = Relaxation.settings_hash == settings_hash
+    return session.scalar(select(Relaxation.settings).where(same).limit(1))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> Iterator[str]:
@@ -163,20 +202,22 @@ def finish_campaign(session: Session, campaign_id: int) -> None:
     campaign.finished_at = campaign.finished_at or utc_now()
 
 
-def unfinished_seeds(session: Session, config: Document, inputs: dict[str, str]) -> list[int]:
+def unfinished_seeds(session: Session, basis: Basis, key_of: Callable[[int], str]) -> list[int]:
     """Seeds of the campaigns, oldest first, that differ from this one at most in their seed.
 
-    Only those with work left, because a process works on them now or was killed.
+    Only those with work left, because a process works on them now or was killed. One that was
+    given a key of its own is another's, though all its settings be the same.
+
+    Args:
+        session: an open session.
+        basis: of the verdicts.
+        key_of: the idempotency key that this campaign has with another seed.
     """
-    wanted = content_hash({**config, "seed": None})
+    same = [getattr(Campaign, column) == value for column, value in basis.columns().items()]
     rows = session.scalars(
-        select(Campaign).where(Campaign.finished_at.is_(None)).order_by(Campaign.id)
+        select(Campaign).where(Campaign.finished_at.is_(None), *same).order_by(Campaign.id)
     )
-    return [
-        row.seed
-        for row in rows
-        if row.inputs == inputs and content_hash({**row.config, "seed": None}) == wanted
-    ]
+    return [row.seed for row in rows if row.idempotency_key == key_of(row.seed)]
 
 
 def register_checkpoint(session: Session, checkpoint: Checkpoint) -> Checkpoint:
@@ -290,11 +331,13 @@ def lock_verdicts(session: Session) -> None:
 
 
 def mark_duplicate(session: Session, like: Like, *, of_candidate: int) -> None:
-    """Take back that a relaxed crystal is unique: an older candidate is the same."""
+    """Take back that a relaxed crystal is unique: an older candidate is the same, and knew it."""
+    others = func.coalesce(Stability.known_to, "")
+    knowing = case((others == "", KNOWN_CANDIDATES), else_=f"{KNOWN_CANDIDATES}, " + others)
     session.execute(
         update(Stability)
         .where(Stability.relaxation_id == like.relaxation_id, Stability.is_unique.is_(True))
-        .values(is_unique=False, duplicate_of_id=of_candidate)
+        .values(is_unique=False, duplicate_of_id=of_candidate, known_to=knowing)
         .execution_options(synchronize_session=False)
     )
 

@@ -17,18 +17,36 @@ if TYPE_CHECKING:
 def resolved(config: CampaignConfig) -> CampaignConfig:
     """Return the settings with the promoted checkpoint's folder where they say "promoted".
 
-    So a campaign keeps the checkpoint that it began with, whatever is promoted meanwhile.
+    A campaign whose key has begun keeps the checkpoint that it began with, whatever was promoted
+    since.
+
+    Raises:
+        SymmBFNError, ConfigError: As `card_of`, of the one promoted last.
     """
     if config.checkpoint != PROMOTED:
         return config
-    return config.model_copy(update={"checkpoint": promoted(config.database)})
+    begun = None
+    if config.key is not None:
+        with open_database(config.database).session(write=False) as session:
+            begun = training.campaign_of_key(session, config.key)
+    checkpoint = begun.config["checkpoint"] if begun else promoted(config.database)
+    return config.model_copy(update={"checkpoint": checkpoint})
 
 
 def promoted(database: str | None) -> str:
-    """Return name or folder of the checkpoint promoted last; the shipped one where none was."""
+    """Return name or absolute folder of the checkpoint promoted last; by default the shipped one.
+
+    Raises:
+        SymmBFNError, ConfigError: As `card_of`.
+    """
+    from symmbfn.checkpoint import SHIPPED
+
     with open_database(database).session(write=False) as session:
         current = training.current_checkpoint(session)
-    return CampaignConfig.model_fields["checkpoint"].default if current is None else current.name
+    if current is None:
+        return str(CampaignConfig.model_fields["checkpoint"].default)
+    card = card_of(current)
+    return card.name if card.path.parent == SHIPPED else str(card.path.absolute())
 
 
 def card_of(checkpoint: Made) -> Card:

@@ -18,11 +18,13 @@ from typing import Any
 from db import training
 from db.session import Database, open_database
 from db.training import Made
+from flows import inputs
 from flows.checkpoints import card_of
 from flows.report_intervals import Z, difference_interval
 from flows.retrain_settings import GateSettings, RetrainConfig
+from flows.rows import relax_config, relax_settings
 from flows.sample_figures import Figures, Mean, mean_correction, measure
-from flows.settings import CampaignConfig, derived_seed
+from flows.settings import CampaignConfig, FunnelSettings, derived_seed
 from flows.stage_retrain import HELD_OUT
 
 
@@ -38,16 +40,17 @@ def fresh_samples(config: RetrainConfig, checkpoint_id: int) -> list[CampaignCon
 
 
 def _sample(config: RetrainConfig, checkpoint: Made) -> CampaignConfig:
-    """Return the campaign of a checkpoint's fresh sample: always the same for the same settings."""
-    settings = json.dumps([config.campaign.identity(), config.gate.n], sort_keys=True)
+    """Return the campaign of a checkpoint's fresh sample: the same for the same settings and basis.
+
+    A sample is relaxed whole, whatever the budget of other campaigns, so that none of its figures
+    is a lower bound.
+    """
+    whole = config.campaign.model_copy(update={"n": config.gate.n, "funnel": FunnelSettings()})
+    judged_by = [inputs.judged_by(whole), relax_settings(relax_config(whole))]
+    settings = json.dumps([whole.identity(), *judged_by], sort_keys=True)
     key = f"gate-{checkpoint.sha256[:12]}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-    chosen = {
-        "n": config.gate.n,
-        "checkpoint": card_of(checkpoint).name,
-        "seed": derived_seed(key),
-        "key": key,
-    }
-    return config.campaign.model_copy(update=chosen)
+    chosen = {"checkpoint": card_of(checkpoint).name, "seed": derived_seed(key), "key": key}
+    return whole.model_copy(update=chosen)
 
 
 def decide(config: RetrainConfig, checkpoint_id: int) -> None:

@@ -94,6 +94,20 @@ def check_stability(config: CampaignConfig) -> tuple[PotentialInfo, Hull, Refere
     return potential, hulls[0], load_reference(config.reference)
 
 
+def judged_by(config: CampaignConfig) -> list[str]:
+    """Return the hashes, and what else tells one from another, of potential, hulls and reference.
+
+    Raises:
+        RelaxError: As `check_stability`.
+    """
+    potential, _, reference = check_stability(config)
+    return [
+        f"{potential.name}@{potential.dtype} {potential.weights_sha256}",
+        *(load_hull(name).sha256 for name in config.hulls),
+        reference.sha256,
+    ]
+
+
 def potential_info(name: str) -> PotentialInfo:
     """Return what is known of a potential whose weights are there.
 

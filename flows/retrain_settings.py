@@ -107,7 +107,7 @@ class RetrainConfig(FileSettings):
     )
     key: str | None = Field(
         default=None,
-        pattern=r"^[\w.:@-]{1,100}$",
+        pattern=r"^\w[\w.:@-]{0,99}$",
         description="Idempotency key; None: made from the settings and the crystals.",
     )
 
@@ -138,7 +138,7 @@ class LoopConfig(FileSettings):
     """All the settings of a loop; also the parameter schema of the Prefect flow."""
 
     name: str = Field(
-        pattern=r"^[\w.:@-]{1,80}$",
+        pattern=r"^\w[\w.:@-]{0,79}$",
         description="Of the loop; its campaigns and training sets are named after it.",
     )
     rounds: int = Field(default=3, ge=1, le=1000, description="Of discover and retrain.")

@@ -18,6 +18,19 @@ from flows.errors import ConfigError
 
 # What tells how or where to run, but not what comes out.
 _NOT_IN_IDENTITY = frozenset({"database", "workers", "key", "lease_seconds", "dask", "trained_on"})
+# Told in every identity. What comes to the settings later is not added here, so that at its
+# default it stays out and a campaign that began before it is still the same one.
+_IN_EVERY_IDENTITY = frozenset(
+    """
+    n seed checkpoint steps batch_size potential hulls reference
+    conditions.properties conditions.guidance conditions.elements conditions.require
+    conditions.exclude conditions.space_groups conditions.crystal_systems conditions.max_atoms
+    conditions.num_atoms conditions.formula
+    relaxation.fmax relaxation.max_steps relaxation.timeout
+    funnel.relax_budget funnel.random_share
+    thresholds.stable thresholds.metastable thresholds.suspect
+    """.split()
+)
 
 
 class _Settings(BaseModel):
@@ -265,7 +278,7 @@ class CampaignConfig(FileSettings):
     )
     key: str | None = Field(
         default=None,
-        pattern=r"^[\w.:@-]{1,100}$",
+        pattern=r"^\w[\w.:@-]{0,99}$",
         description="The campaign's name and idempotency key; None: made from the settings.",
     )
     workers: int | None = Field(
@@ -298,7 +311,9 @@ class CampaignConfig(FileSettings):
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what comes out, without where and how it runs."""
         unused = {"funnel"} if self.funnel.relax_budget is None else set()
-        return self.model_dump(mode="json", exclude={*_NOT_IN_IDENTITY, *unused})
+        left_out = {*_NOT_IN_IDENTITY, *unused}
+        defaults = type(self)().model_dump(mode="json")
+        return _without_later(self.model_dump(mode="json", exclude=left_out), defaults)
 
     def idempotency_key(self, *fingerprints: str) -> str:
         """Return `key`, or one made of the identity and of the hashes of what it names.
@@ -330,6 +345,23 @@ class CampaignConfig(FileSettings):
     def batch_seed(self, number: int) -> int:
         """Return the seed of a batch, the same in every process and on every machine."""
         return derived_seed(f"{self.seed}:{number}")
+
+
+def _without_later(
+    table: Mapping[str, Any], defaults: Mapping[str, Any], within: str = ""
+) -> dict[str, Any]:
+    """Leave out the settings at their defaults that are not in every identity."""
+    kept: dict[str, Any] = {}
+    for name, value in table.items():
+        path, default = f"{within}{name}", defaults.get(name)
+        if path in _IN_EVERY_IDENTITY:
+            kept[name] = value
+        elif isinstance(value, Mapping) and isinstance(default, Mapping):
+            inner = _without_later(value, default, f"{path}.")
+            kept |= {name: inner} if inner else {}
+        elif value != default:
+            kept[name] = value
+    return kept
 
 
 def derived_seed(text: str) -> int:

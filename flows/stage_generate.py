@@ -53,8 +53,14 @@ def unfinished_seeds(config: CampaignConfig) -> list[int]:
     Only those that are not finished, because they were killed or another process is at work.
     """
     found = inputs.check(config)
-    with open_database(config.database).session(write=False) as session:
-        return queries.unfinished_seeds(session, config.identity(), found.fingerprints)
+    hashes = found.fingerprints.values()
+    with open_database(config.database).session() as session:
+        basis = verdict_basis(session, config, found.potential, found.hulls[0], found.reference)
+        return queries.unfinished_seeds(
+            session,
+            basis,
+            lambda seed: config.model_copy(update={"seed": seed}).idempotency_key(*hashes),
+        )
 
 
 def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> None:

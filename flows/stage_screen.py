@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from db import models, queries
 from db.queries import Basis, Like, Relaxed
+from db.records import KNOWN_CANDIDATES
 from db.session import Database, open_database
 from flows import assess, inputs, progress
 from flows.rows import verdict_basis
@@ -74,8 +75,10 @@ def _record(
             session, one.structure, potential_id=potential_id, before=one.candidate_id
         )
         late = [like for like in now if like.relaxation_id not in compared]
-        row.duplicate_of_id = next((like.candidate_id for like in _same(one, late)), None)
-        row.is_unique = row.duplicate_of_id is None
+        twin = next((like.candidate_id for like in _same(one, late)), None)
+        if twin is not None:
+            row.is_unique, row.duplicate_of_id = False, twin
+            row.known_to = ", ".join(filter(None, [KNOWN_CANDIDATES, row.known_to]))
     if row.is_unique is not None:
         younger = queries.unique_like(
             session, one.structure, potential_id=potential_id, after=one.candidate_id
@@ -140,7 +143,7 @@ class _Judge:
         row.is_metastable = row.verdict in ("stable", "metastable")
         row.is_unique, row.duplicate_of_id = twin is None, twin
         row.is_novel = not any(known) and None not in known
-        knowing = {"candidates": twin is not None, "training": any(trained)}
+        knowing = {KNOWN_CANDIDATES: twin is not None, "training": any(trained)}
         knowing |= {self.known.name: any(known)}
         row.known_to = ", ".join(name for name, knows in knowing.items() if knows)
         row.hull_coverage = coverage

@@ -85,6 +85,8 @@ def found(database: Database, text: str) -> list[int]:
         ("campaign IS UNKNOWN", []),
         ('material_id = "sbfn-3"', [3]),
         ('potential = "chgnet" AND hull = "chgnet"', [1, 2, 3]),
+        ('potential = "chgnet" AND precision = "float32"', [1, 2, 3, 4]),
+        ('precision = "float64"', []),
         ('NOT (elements HAS "O" OR elements HAS "Na")', [4]),
         ('elements HAS "O" AND is_stable = TRUE OR state = "failed"', [1, 4]),
         ('elements HAS "O" AND (is_stable = TRUE OR energy_above_hull > 0.3)', [1, 3]),

@@ -14,7 +14,7 @@ from db import queries
 from db.documents import content_hash, structure_from_dict, structure_to_dict
 from db.errors import DatabaseError, FilterError
 from db.fields import FIELDS
-from db.models import Campaign, Relaxation
+from db.models import Campaign, Potential, Relaxation
 from db.session import Database
 from tests.db_support import (
     INPUTS,
@@ -88,6 +88,44 @@ def test_one_key_with_other_settings_or_inputs_is_an_error(
             session, "key-first", name="first", code_version="abc", basis=again, **given
         )
     assert says in str(caught.value) and "choose another key" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"potential_id": 2}, "had potential.dtype float32, not float64:"),
+        (
+            {"relax_settings": RELAX | {"protocol": "bfgs-3"}},
+            "had relaxation.protocol null, not bfgs-3:",
+        ),
+        ({"hull_id": 2}, "had hull_id 1, not 2:"),
+        ({"known_id": 1}, "had known_id 2, not 1:"),
+        ({"screen_settings": {}}, "had screen_settings_hash "),
+    ],
+)
+def test_one_key_on_another_basis_is_an_error(
+    database: Database, changed: dict[str, Any], says: str
+) -> None:
+    with database.session() as session:
+        rows, _ = filled(session)
+        other = Potential(
+            name="chgnet", weights_sha256="p" * 64, dtype="float64", energy_scheme="mp2020"
+        )
+        queries.register_potential(session, other)
+        again = replace(basis(rows.potential.id, rows.hull.id, rows.known.id), **changed)
+    with pytest.raises(DatabaseError) as caught, database.session() as session:
+        queries.get_or_create_campaign(
+            session,
+            "key-first",
+            name="first",
+            config={"n": 4},
+            seed=7,
+            code_version="def",
+            inputs=INPUTS,
+            basis=again,
+        )
+    assert says in str(caught.value)
+    assert "choose another key, or go on with what it began with, symmbfn abc" in str(caught.value)
 
 
 def test_same_crystal_of_two_batches_is_one_candidate_with_two_origins(
@@ -261,26 +299,25 @@ def test_campaigns_that_differ_only_in_their_seed_and_are_not_finished(database:
     with database.session() as session:
         rows = base_rows(session)
         whole = basis(rows.potential.id, rows.hull.id, rows.known.id)
-        for seed, config, inputs in [
-            (3, {"n": 8}, INPUTS),
-            (4, {"n": 8}, INPUTS),
-            (5, {"n": 9}, INPUTS),
-            (6, {"n": 8}, {"checkpoint mp20": "d" * 64}),
+        for seed, key, its_basis in [
+            (3, "night-3", whole),
+            (4, "night-4", whole),
+            (5, "mine", whole),
+            (6, "night-6", replace(whole, relax_settings={"protocol": "older"})),
         ]:
-            key = f"night-{seed}"
             queries.get_or_create_campaign(
                 session,
                 key,
                 name=key,
-                config={**config, "seed": seed},
+                config={"n": 8, "seed": seed},
                 seed=seed,
                 code_version="abc",
-                inputs=inputs,
-                basis=whole,
+                inputs=INPUTS,
+                basis=its_basis,
             )
 
         def left() -> list[int]:
-            return queries.unfinished_seeds(session, {"n": 8, "seed": None}, INPUTS)
+            return queries.unfinished_seeds(session, whole, lambda seed: f"night-{seed}")
 
         assert left() == [3, 4]
         queries.finish_campaign(session, 2)

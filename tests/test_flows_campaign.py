@@ -130,6 +130,16 @@ def test_one_key_with_another_input_is_an_error_that_names_it(
         open_campaign(config.model_copy(update={"relaxation": RelaxationSettings(max_steps=30)}))
 
 
+def test_a_campaign_does_not_go_on_by_another_protocol(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(checkpoint, url(tmp_path), n=1, key="mine")
+    run_stages(config)
+    monkeypatch.setattr("relax.optimize.PROTOCOL", "another")
+    with pytest.raises(DatabaseError, match=r"had relaxation\.protocol \S+, not another: choose"):
+        open_campaign(config)
+
+
 def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,12 +157,15 @@ def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
     config = tiny_config(checkpoint, url(tmp_path), n=1, seed=None)
     killed = config.model_copy(update={"seed": 5})
     other = config.model_copy(update={"seed": 6, "n": 2})
-    assert (open_campaign(killed), open_campaign(other)) == (1, 2)
-    assert discover.fn(config) == 3
-    assert unfinished_seeds(config) == [] and discover.fn(config) == 3
+    named = config.model_copy(update={"seed": 7, "key": "mine"})  # it may be at work elsewhere
+    assert [open_campaign(one) for one in (killed, other, named)] == [1, 2, 3]
+    assert unfinished_seeds(config) == [5]
+    assert discover.fn(config) == 4
+    assert unfinished_seeds(config) == [] and discover.fn(config) == 4
     with open_database(config.database).session(write=False) as session:
         campaigns = session.scalars(select(Campaign).order_by(Campaign.id)).all()
-        assert [one.finished_at is not None for one in campaigns] == [True, False, True]
+        finished = [one.finished_at is not None for one in campaigns]
+        assert finished == [True, False, False, True]
         assert queries.batch_numbers(session, 1) == {0}
 
 

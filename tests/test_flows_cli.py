@@ -127,6 +127,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["discover", "nothing.toml"], "nothing.toml: No such file"),
         (["discover", "--checkpoint", "nothing"], "checkpoint nothing does not exist"),
         (["generate", "-n", "2"], "Missing option '--out'"),
+        (
+            ["generate", "-n", "2", "--out", "x.cif", "--checkpoint", "promoted"],
+            "generate reads no database; give the folder that `symmbfn checkpoints` tells",
+        ),
         (["generate", "-n", "2", "--out", "x.pdf"], "must end in .cif, .extxyz, .jsonl"),
         (["generate", "-n", "2", "--out", "no/x.cif"], "no folder"),
         (["relax", "nothing.cif", "--out", "x.cif"], "nothing.cif"),

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
+from sqlalchemy import select
 
 from db import training
 from db.errors import DatabaseError
+from db.models import Checkpoint
 from db.session import Database, open_database
-from flows import checkpoints, gate, stage_retrain, training_set
+from flows import checkpoints, gate, inputs, stage_retrain, training_set
 from flows.errors import ConfigError
 from flows.report_intervals import difference_interval
 from flows.retrain_settings import GateSettings, RetrainConfig
 from flows.sample_figures import Figures, Mean, concentration, mean_correction
-from flows.settings import CampaignConfig
+from flows.settings import CampaignConfig, FunnelSettings
 from tests.flows_support import (
     crystals,
     rocksalt,
@@ -276,6 +279,7 @@ def test_a_retraining_from_the_query_to_the_promoted_checkpoint(
     assert [one.n for one in gate.fresh_samples(config, checkpoint)] == [4, 4]
     first, second = gate.fresh_samples(config, checkpoint)
     assert first.key != second.key and first.seed != second.seed
+    _assert_samples_are_whole_and_of_one_basis(config, checkpoint, monkeypatch)
     for sample in (first, second):
         run_stages(sample)
     gate.decide(config, checkpoint)
@@ -304,6 +308,51 @@ def test_a_retraining_from_the_query_to_the_promoted_checkpoint(
     with database.session() as session:
         training.promote(session, above.id)
     assert checkpoints.resolved(campaign).checkpoint == str(parent)
+    begun = campaign.model_copy(update={"key": second.key})  # it keeps what it began with
+    assert checkpoints.resolved(begun).checkpoint == made.name
+    _assert_promoted_is_checked(database, parent, monkeypatch)
+
+
+def _assert_samples_are_whole_and_of_one_basis(
+    config: RetrainConfig, checkpoint: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples know no budget, and are others where they are relaxed or judged by something else."""
+    key = gate.fresh_samples(config, checkpoint)[0].key
+
+    def first(**changed: object) -> CampaignConfig:
+        campaign = config.campaign.model_copy(update=changed)
+        return gate.fresh_samples(config.model_copy(update={"campaign": campaign}), checkpoint)[0]
+
+    thrifty = first(funnel=FunnelSettings(relax_budget=1))
+    assert thrifty.funnel == FunnelSettings() and thrifty.key == key
+    potential = inputs.potential_info(config.campaign.potential)
+    for what, other in (
+        ("relax.optimize.PROTOCOL", "another"),
+        ("flows.inputs.load_reference", lambda _: SimpleNamespace(sha256="other structures")),
+        ("flows.inputs.potential_info", lambda _: replace(potential, dtype="float64")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, other)
+            assert first().key != key
+
+
+def _assert_promoted_is_checked(
+    database: Database, parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The promoted checkpoint is found from any folder later, and must be what was promoted."""
+    monkeypatch.chdir(parent.parent)
+    with database.session() as session:
+        row = session.scalars(select(Checkpoint).where(Checkpoint.name == str(parent))).one()
+        row.name = parent.name
+    assert checkpoints.promoted(database.url) == str(parent)
+    with database.session() as session:
+        row = session.get_one(Checkpoint, row.id)
+        row.name, whole = str(parent), row.sha256
+        row.sha256 = "0" * 64
+    with pytest.raises(ConfigError, match="holds other weights than it did"):
+        checkpoints.promoted(database.url)
+    with database.session() as session:
+        session.get_one(Checkpoint, row.id).sha256 = whole
 
 
 def test_a_killed_training_goes_on_with_the_same_set(

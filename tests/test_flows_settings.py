@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows.errors import ConfigError
-from flows.settings import CampaignConfig, parse_number
+from flows.retrain_settings import LoopConfig, RetrainConfig
+from flows.settings import CampaignConfig, RelaxationSettings, parse_number
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "campaign.toml"
 
@@ -34,6 +35,8 @@ def test_the_example_file_is_valid_and_options_win_over_it() -> None:
         ("[conditions]\nproperties = {band_gap = nan}", "conditions.properties.band_gap"),
         ("[thresholds]\nstable = 1.0", "thresholds must rise"),
         ("key = 'a b'", "key: "),
+        ("key = '-a'", "key: "),
+        ("key = '../a'", "key: "),
         ("n == 3", "not a TOML file"),
     ],
 )
@@ -64,6 +67,18 @@ def test_the_key_follows_what_decides_the_result_and_nothing_else() -> None:
     assert CampaignConfig(key="mine").idempotency_key("checkpoint") == "mine"
 
 
+def test_settings_that_come_later_leave_older_keys_as_they_were() -> None:
+    class Later(CampaignConfig):
+        colour: str = "red"
+
+    key = "discover-a1bc9ac7ad1a7be5"  # before there was keep_symmetry
+    assert CampaignConfig().idempotency_key("checkpoint") == key
+    assert Later().idempotency_key("checkpoint") == key
+    assert Later(colour="blue").idempotency_key("checkpoint") != key
+    kept = CampaignConfig(relaxation=RelaxationSettings(keep_symmetry=True))
+    assert kept.identity()["relaxation"]["keep_symmetry"] is True
+
+
 def test_batches_add_up_and_have_seeds_of_their_own() -> None:
     config = CampaignConfig(n=10, batch_size=4)
     sizes = [config.size_of_batch(number) for number in range(config.number_of_batches)]
@@ -85,6 +100,14 @@ def test_a_key_needs_a_seed_or_it_could_be_run_only_once() -> None:
     with pytest.raises(ConfigError, match=r"^here: key 'mine' without a seed: .*give a seed$"):
         CampaignConfig.build({"key": "mine", "seed": None}, where="here")
     assert CampaignConfig.build({"key": "mine", "seed": 3}, where="here").key == "mine"
+
+
+@pytest.mark.parametrize("name", ["-a", ".", "../a"])
+def test_names_that_become_folders_begin_with_a_word(name: str) -> None:
+    with pytest.raises(ConfigError, match="key: "):
+        RetrainConfig.build({"key": name}, where="here")
+    with pytest.raises(ConfigError, match="name: "):
+        LoopConfig.build({"name": name}, where="here")
 
 
 def test_a_property_is_a_name_and_a_finite_number() -> None:

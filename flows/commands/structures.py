@@ -55,6 +55,13 @@ def generate(
         {"n": n, "conditions": table, "seed": seed, "checkpoint": checkpoint, "steps": steps},
     )
     from flows import inputs
+    from flows.retrain_settings import PROMOTED
+
+    if config.checkpoint == PROMOTED:
+        raise ConfigError(
+            "--checkpoint promoted: generate reads no database; give the folder that "
+            "`symmbfn checkpoints` tells, or run `symmbfn discover`"
+        )
 
     with common.terminal_progress() as progress:
         progress.stage("start", None)

@@ -30,12 +30,8 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "choice IN ('ranked', 'random', 'known')", name=op.f("ck_ranking_choice")
         ),
-        sa.ForeignKeyConstraint(
-            ["campaign_id"], ["campaign.id"], name="fk_ranking_campaign_id_campaign"
-        ),
-        sa.ForeignKeyConstraint(
-            ["candidate_id"], ["candidate.id"], name="fk_ranking_candidate_id_candidate"
-        ),
+        sa.ForeignKeyConstraint(["campaign_id"], ["campaign.id"], name="fk_ranking_campaign_id"),
+        sa.ForeignKeyConstraint(["candidate_id"], ["candidate.id"], name="fk_ranking_candidate_id"),
         sa.PrimaryKeyConstraint("campaign_id", "candidate_id", name="pk_ranking"),
     )
     op.create_index("ix_ranking_candidate_id", "ranking", ["candidate_id"])
