@@ -1,5 +1,6 @@
 """Conditions on crystals: what may be asked of a checkpoint, and what is drawn under it."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -183,7 +184,8 @@ def _formula(text: str) -> dict[int, int]:
     try:
         composition, _ = Composition(text).get_integer_formula_and_factor()
         counts = Composition(composition).get_el_amt_dict()
-        formula = {Element(symbol).Z - 1: round(count) for symbol, count in counts.items()}
+        unit = math.gcd(*(round(count) for count in counts.values()))  # pymatgen keeps O2
+        formula = {Element(symbol).Z - 1: round(n) // unit for symbol, n in counts.items()}
     except (ValueError, KeyError) as error:
         raise SymmBFNError(f"formula {text!r} cannot be read: write such as LiFePO4") from error
     if not formula or max(formula) >= NUM_ELEMENTS:

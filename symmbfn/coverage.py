@@ -100,7 +100,7 @@ def fingerprints(
     Raises:
         SymmBFNError: matminer is not installed.
     """
-    _featurizers()
+    check_installed()
     chunks = [structures[start : start + _CHUNK] for start in range(0, len(structures), _CHUNK)]
     rows: list[tuple[FloatArray, FloatArray]] = []
     workers = min(workers or len(os.sched_getaffinity(0)), len(chunks))
@@ -111,6 +111,15 @@ def fingerprints(
                 if on_crystal is not None:
                     on_crystal()
     return Fingerprints(np.array([s for s, _ in rows]), np.array([c for _, c in rows]))
+
+
+def check_installed() -> None:
+    """Make sure that fingerprints can be made.
+
+    Raises:
+        SymmBFNError: matminer is not installed.
+    """
+    _featurizers()
 
 
 def _of_chunk(structures: Sequence[Structure | None]) -> list[tuple[FloatArray, FloatArray]]:

@@ -164,10 +164,12 @@ class CrystalData:
             yield batches[index]
 
     def digest(self) -> str:
-        """Hash of the crystals, to tell one data set from another."""
+        """Hash of the crystals and their properties, to tell one data set from another."""
         hasher = hashlib.sha256()
         for tensor in (self.group, self.orbits, self.species, self.lattice, self.coordinates):
             hasher.update(tensor.contiguous().numpy().tobytes())
+        hasher.update(json.dumps(self.names).encode())
+        hasher.update(self.properties.contiguous().numpy().tobytes())
         return hasher.hexdigest()
 
     def kinds(self) -> Tensor:

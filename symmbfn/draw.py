@@ -15,6 +15,8 @@ from symmbfn.packing import possible_elements
 from symmbfn.site_network import HIDDEN_ELEMENT, HIDDEN_LETTER, Sites
 from symmbfn.wyckoff import space_group
 
+MAX_LATTICE = 10.0  # standard deviations of the data
+
 
 @dataclass
 class Rules:
@@ -129,7 +131,8 @@ def draw_geometry(
 
         coordinates, lattice = _guided(call, template, guidance)
         points = model.on_positions((coordinates + 1) / 2, sites.letters, group)
-        return points, lattice * model.lattice_free[group]
+        # strong guidance may point to cells that no computer holds
+        return points, lattice.clamp(-MAX_LATTICE, MAX_LATTICE) * model.lattice_free[group]
 
     for step in range(1, steps + 1):
         points, lattice = estimate((step - 1) / steps)

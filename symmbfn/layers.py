@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from symmbfn.elements import NUM_ELEMENTS, element_features
+from symmbfn.errors import SymmBFNError
 from symmbfn.group_tables import GroupTables
 
 MAX_ORBITS = 20
@@ -31,6 +32,17 @@ class NetworkConfig:
     heads: int = 8
     pair_width: int = 0
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no network.
+
+        Raises:
+            SymmBFNError: A size or share is out of range.
+        """
+        if self.heads < 1 or self.width < 1 or self.width % self.heads:
+            raise SymmBFNError(f"width {self.width} is no multiple of {self.heads} heads")
+        if self.layers < 1 or self.pair_width < 0 or not 0 <= self.dropout < 1:
+            raise SymmBFNError("a network needs layers >= 1, pair_width >= 0, 0 <= dropout < 1")
 
 
 @dataclass

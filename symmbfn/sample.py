@@ -46,6 +46,7 @@ class Tally:
     impossible_sites: int = 0
     other_symmetry: int = 0
     overlapping: int = 0
+    not_chosen: int = 0  # have the formula asked for, but others are likelier
 
 
 def sample(
@@ -156,8 +157,8 @@ def _sites_of_formula(
     pool = list(_sites(model, templates, tried, batch_size, generator))
     log_weights = torch.cat([weights for *_, weights in pool])
     fitting = log_weights.isfinite()
-    tally.drawn += int((~fitting).sum())
     tally.impossible_sites += int((~fitting).sum())
+    tally.drawn += int((~fitting).sum())
     if not fitting.any():
         return
     arrangements = [key for _, template, sites, _ in pool for key in _arrangements(template, sites)]
@@ -165,6 +166,8 @@ def _sites_of_formula(
     chosen = torch.tensor(likeliest, device=log_weights.device).repeat(-(-count // len(likeliest)))[
         :count
     ]
+    not_chosen = int(fitting.sum()) - min(count, len(likeliest))
+    tally.drawn, tally.not_chosen = tally.drawn + not_chosen, tally.not_chosen + not_chosen
     start, slots = 0, np.arange(count)
     for _, template, sites, weights in pool:
         mine = (chosen >= start) & (chosen < start + len(weights))
@@ -220,14 +223,22 @@ def _finish(
         elif not crystal.shortest_distance() >= metrics.MIN_DISTANCE:
             tally.overlapping += 1
             yield None
-        elif rules.same_symmetry and (
-            metrics.space_group(crystal.to_structure()) != crystal.space_group
-        ):
+        elif rules.same_symmetry and not _has_its_symmetry(crystal):
             tally.other_symmetry += 1
             yield None
         else:
             tally.accepted += 1
             yield crystal
+
+
+def _has_its_symmetry(crystal: Crystal) -> bool:
+    """Whether it has the space group that was drawn, and no smaller primitive cell."""
+    found = metrics.symmetry_of(crystal.to_structure(), metrics.SYMPREC)
+    return (
+        found is not None
+        and found.number == crystal.space_group
+        and len(found.prim_std_cell.numbers) == crystal.num_atoms
+    )
 
 
 def _keeps_rules(crystal: Crystal, kinds: int, rules: Rules) -> bool:

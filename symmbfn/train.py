@@ -233,6 +233,7 @@ def train(
     run = Run(config, data)
     if (config.out / RESUME).exists():
         run.resume()
+        _drop_metrics_after(config.out / "metrics.csv", run.step)
     columns = _columns(config.model.properties, data)
     held_out = _columns(config.model.properties, validation) if validation else []
     sums, count, crystals = dict.fromkeys(PARTS, 0.0), 0, 0
@@ -310,7 +311,8 @@ def _batches(
 
 def _write_checkpoint(run: Run, data: CrystalData, description: dict[str, object] | None) -> None:
     config = asdict(run.config)
-    recorded = {name: config[name] for name in ("batch_size", "learning_rate", "seed", "minutes")}
+    elsewhere = ("out", "device", "model", "start_from")
+    recorded = {name: value for name, value in config.items() if name not in elsewhere}
     training = {
         **(description or {}),
         **recorded,
@@ -322,6 +324,13 @@ def _write_checkpoint(run: Run, data: CrystalData, description: dict[str, object
         "torch": torch.__version__,
     }
     save_checkpoint(run.config.out, run.model, run.weights(), training)
+
+
+def _drop_metrics_after(path: Path, step: int) -> None:
+    """Forget what a killed run reported after it was last saved: it is about to come again."""
+    if path.exists():
+        header, *rows = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([header, *(r for r in rows if int(r.split(",")[0]) <= step)]))
 
 
 def _write_metrics(path: Path, progress: Progress) -> None:

@@ -55,6 +55,27 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     start_from: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no training.
+
+        Raises:
+            SymmBFNError: A number is out of range.
+        """
+        for name, least in (("batch_size", 1), ("warmup", 1), ("max_steps", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise SymmBFNError(f"{name} is {value}: it must be at least {least}")
+        for name in ("minutes", "clip"):
+            if not getattr(self, name) > 0:
+                raise SymmBFNError(f"{name} is {getattr(self, name)}: it must be above 0")
+        for name in ("learning_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise SymmBFNError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if not 0 <= self.ema < 1:
+            raise SymmBFNError(f"ema is {self.ema}: it must be from 0 to below 1")
+
+
+_OPTIONAL = {"max_steps": int, "start_from": str}  # kinds that no default shows
+
 
 def train_config(
     data: CrystalData,
@@ -89,7 +110,7 @@ def model_config(data: CrystalData, base: ModelConfig | None = None) -> ModelCon
 
 def _changed[T: "DataclassInstance"](config: T, values: Mapping[str, Any], where: str) -> T:
     """A (nested) dataclass with other values, whose names and kinds are checked."""
-    known = [one.name for one in fields(config)]
+    known = [one.name for one in fields(config) if one.name != "out"]
     new: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
@@ -101,10 +122,11 @@ def _changed[T: "DataclassInstance"](config: T, values: Mapping[str, Any], where
             new[name] = tuple(value)
         elif isinstance(now, float) and type(value) is int:
             new[name] = float(value)
-        elif now is None or type(value) is type(now):
+        elif type(value) is _OPTIONAL.get(name, type(now)):
             new[name] = value
         else:
             raise SymmBFNError(
-                f"{where}: {name} is {value!r}, but must be of the kind of {now!r}, its default"
+                f"{where}: {name} is {value!r}, but must be "
+                + (f"of the kind of {now!r}, its default" if now is not None else "another kind")
             )
     return replace(config, **new)

@@ -240,12 +240,19 @@ def test_training_lowers_the_loss_and_resumes(data: CrystalData, tmp_path: Path)
     assert sum(reports[-10:]) < 0.8 * sum(reports[:10])
     assert (tmp_path / RESUME).exists() and (tmp_path / "loss.png").exists()
     first = load_card(tmp_path)
+    metrics = tmp_path / "metrics.csv"
+    lost = metrics.read_text().splitlines()[-1].replace("60,", "63,", 1)  # reported, not saved
+    metrics.write_text(metrics.read_text() + lost + "\n")
     train(replace(config, max_steps=65), data)
+    steps = [int(line.split(",")[0]) for line in metrics.read_text().splitlines()[1:]]
+    assert steps == list(range(1, 66))
     second = load_card(tmp_path)
     assert (first.training["steps"], second.training["steps"]) == (60, 65)
     other = replace(SMALL, sigma1_lattice=0.1)
     with pytest.raises(SymmBFNError, match="another configuration"):
         train(replace(config, model=model_config(data, other)), data)
+    with pytest.raises(SymmBFNError, match="on other data"):
+        train(config, replace(data, properties=data.properties + 1))
     with pytest.raises(SymmBFNError, match="on other data"):
         train(config, preprocess([make(NAMES[0])], {"band_gap": [1.0]})[0])
 

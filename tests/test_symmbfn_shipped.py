@@ -5,9 +5,10 @@ import warnings
 import numpy as np
 
 from symmbfn.checkpoint import DEFAULT_CHECKPOINT, WEIGHTS, load_card
+from symmbfn.conditions import Conditions
 from symmbfn.crystal import to_structures
 from symmbfn.elements import build, element_features
-from symmbfn.metrics import evaluate
+from symmbfn.metrics import SYMPREC, evaluate, symmetry_of
 from symmbfn.sample import Tally, sample
 
 
@@ -16,6 +17,21 @@ def test_the_table_of_elements_is_what_pymatgen_says() -> None:
         warnings.simplefilter("ignore")  # of elements without electronegativity or radius
         built = build()
     np.testing.assert_allclose(element_features(), built, atol=1e-6)
+
+
+def test_a_number_of_atoms_is_that_of_the_smallest_cell() -> None:
+    """Two atoms of one element on c of group 191 would be one atom in half the cell."""
+    conditions = Conditions(formula="Cu", num_atoms=2, space_groups=(191,))
+    for crystal in sample(n=12, seed=0, steps=3, conditions=conditions):
+        found = symmetry_of(crystal.to_structure(), SYMPREC)
+        assert found is not None and len(found.prim_std_cell.numbers) == 2
+
+
+def test_guidance_far_too_strong_costs_no_batch() -> None:
+    conditions = Conditions({"band_gap": 20.0}, {"band_gap": 100.0})
+    tally = Tally()
+    crystals = sample(n=8, seed=0, steps=5, conditions=conditions, tally=tally)
+    assert crystals and tally.accepted == len(crystals)
 
 
 def test_the_shipped_checkpoint_draws_sensible_crystals() -> None:

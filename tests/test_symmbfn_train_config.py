@@ -43,10 +43,15 @@ def test_what_is_given_goes_before_the_file_and_the_file_before_defaults(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("minute = 5", "'minute', which is not known: use out, minutes"),
+        ("minute = 5", "'minute', which is not known: use minutes"),
         ("[model.sites]\ndropouts = 0.1", r"\[model\] \[sites\] has 'dropouts'"),
         ("batch_size = 'many'", "batch_size is 'many', but must be of the kind of 128"),
         ("model = 3", "model is 3"),
+        ("max_steps = 'ten'", "max_steps is 'ten'"),
+        ("minutes = -1", "minutes is -1.0: it must be above 0"),
+        ("batch_size = 0", "batch_size is 0"),
+        ("[model.sites]\nwidth = 100", "width 100 is no multiple of 8 heads"),
+        ("[model.geometry]\ndropout = 1.0", "0 <= dropout < 1"),
         ("minutes = ", "cannot be read as TOML"),
     ],
 )

@@ -142,6 +142,10 @@ def evaluate(
             "--coverage compares structures, and of MP-20 test only statistics are shipped: "
             "give --reference a file of crystals"
         )
+    if coverage:
+        from symmbfn.coverage import check_installed
+
+        check_installed()
     drawn = _is_generator(Path(what))
     if not drawn:
         asked = {"-n": n, "--seed": seed, "--steps": steps}
