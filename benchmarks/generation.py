@@ -42,13 +42,14 @@ def main() -> None:
             tally=tally,
         )
         structures = to_structures(crystals)
-        rate = arguments.n / (time.perf_counter() - began)
+        n = len(crystals)
+        rate = n / (time.perf_counter() - began)
         kept = sum(
             space_group(structure) == crystal.space_group
             for crystal, structure in zip(crystals, structures, strict=True)
         )
         print(f"steps {steps}: {rate:.1f} crystals/s; {tally}")
-        print(f"  drawn space group found again: {kept / arguments.n:.3f}")
+        print(f"  drawn space group found again: {kept / n:.3f}")
         traits = [traits_of(one) for one in structures if structural_flaw(one) is None]
         intervals = distance_intervals(traits, mp20_test())
         for name, value in evaluate(structures).to_dict().items():
@@ -57,7 +58,7 @@ def main() -> None:
             if (distance := intervals.get(name)) is not None:
                 low, high = distance.low, distance.high
             else:
-                low, high = fraction_interval(round(value * arguments.n), arguments.n)
+                low, high = fraction_interval(round(value * n), n)
             print(f"  {name} {value:.4g} ({low:.4g} to {high:.4g})", flush=True)
 
 
