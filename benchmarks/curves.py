@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from benchmarks.sun import read_lines
 from flows.report_intervals import fraction_interval
 from relax.hull import Hull
 from relax.optimize import RelaxConfig, relax
@@ -37,7 +38,7 @@ NEAR = 0.1  # eV/atom above the hull
 def measure(arguments: argparse.Namespace) -> None:
     """Measure what is not in the file yet."""
     out = Path(arguments.out)
-    done = {(line["sha256"], line["steps"]) for line in _lines(out)} if out.exists() else set()
+    done = {(line["sha256"], line["steps"]) for line in read_lines(out)} if out.exists() else set()
     for checkpoint in arguments.checkpoints:
         card = load_card(checkpoint)
         for steps in arguments.steps:
@@ -92,7 +93,9 @@ def _measured(checkpoint: str, steps: int, arguments: argparse.Namespace) -> dic
 
 def plot(arguments: argparse.Namespace) -> None:
     """Draw both rows of panels: against steps, against training time."""
-    by_steps, by_minutes = (_lines(Path(file)) for file in (arguments.steps, arguments.training))
+    by_steps, by_minutes = (
+        read_lines(Path(file)) for file in (arguments.steps, arguments.training)
+    )
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     rows = figure.subplots(2, 4)
     for axes, lines, key in (
@@ -147,10 +150,6 @@ def _shares(axes: Axes, x: list[float], lines: list[dict[str, Any]]) -> None:
     axes.set_title("relaxed within 0.1 eV/atom, %", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     axes.set_ylim(0, 100)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def main() -> None:

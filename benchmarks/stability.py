@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 
+from benchmarks.sun import read_lines
 from relax.hull import Hull
 from relax.optimize import RelaxConfig, relax_iter
 from relax.potentials import find, load
@@ -35,7 +36,7 @@ def energies(arguments: argparse.Namespace) -> None:
     table = table[table["num_atoms"] <= arguments.max_atoms]
     table = table[np.isfinite(table["energy_above_hull"])].sample(frac=1, random_state=0)
     out = Path(arguments.out)
-    done = {(line["id"], line["relaxed"]) for line in _lines(out)} if out.exists() else set()
+    done = {(line["id"], line["relaxed"]) for line in read_lines(out)} if out.exists() else set()
     with out.open("a") as file:
         chosen = table.head(arguments.n).itertuples()
         rows = [row for row in chosen if (row.material_id, False) not in done]
@@ -61,7 +62,7 @@ def energies(arguments: argparse.Namespace) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     """Print a table."""
-    lines = _lines(Path(arguments.file))
+    lines = read_lines(Path(arguments.file))
     relaxed = [line for line in lines if line["relaxed"]]
     chosen = {line["id"] for line in relaxed}
     single = [line for line in lines if not line["relaxed"]]
@@ -121,10 +122,6 @@ def _write(
     }
     file.write(json.dumps({**line, **more}) + "\n")
     file.flush()
-
-
-def _lines(path: Path) -> Lines:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def main() -> None:

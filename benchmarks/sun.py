@@ -59,7 +59,7 @@ def relax(arguments: argparse.Namespace) -> None:
     """Relax what is not in the file yet."""
     structures = crystals(arguments.source, arguments.n, arguments.seed, arguments)
     out = Path(arguments.out)
-    done = {line["index"] for line in _lines(out)} if out.exists() else set()
+    done = {line["index"] for line in read_lines(out)} if out.exists() else set()
     pending = [index for index in range(len(structures)) if index not in done]
     config = RelaxConfig(workers=arguments.workers)
     results = relax_iter([structures[i] for i in pending], arguments.potential, config)
@@ -82,7 +82,7 @@ def relax(arguments: argparse.Namespace) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     """Print the fractions."""
-    lines = sorted(_lines(Path(arguments.file)), key=lambda line: int(line["index"]))
+    lines = sorted(read_lines(Path(arguments.file)), key=lambda line: int(line["index"]))
     drawn = [Structure.from_dict(line["drawn"]) for line in lines]
     good = [i for i, line in enumerate(lines) if line["status"] == "converged"]
     relaxed = [Structure.from_dict(lines[i]["relaxed"]) for i in good]
@@ -128,7 +128,8 @@ def _interval(flags: np.ndarray[Any, Any]) -> str:
     return f"{flags.mean():6.1%} ({low:.1%} to {high:.1%})"
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The results in a file, one a line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from flows.settings import CampaignConfig, FileSettings
+from flows.settings import CampaignConfig, FileSettings, check_elements
 
 PROMOTED = "promoted"
 """In the place of a checkpoint's name: the one that the database promoted last."""
@@ -114,11 +114,7 @@ class RetrainConfig(FileSettings):
     @field_validator("elements", "exclude")
     @classmethod
     def _known_elements(cls, symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        from ase.data import chemical_symbols
-
-        for symbol in symbols or ():
-            if symbol not in chemical_symbols[1:]:
-                raise ValueError(f"unknown element {symbol!r}; write symbols such as Li, Fe, O")
+        check_elements(symbols or ())
         return symbols
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +37,24 @@ class _Settings(BaseModel):
     """Frozen, and strict about names: a misspelt setting must never be ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def check_elements(symbols: Sequence[str]) -> list[str]:
+    """Refuse what is no element; return all elements' symbols in their order.
+
+    Raises:
+        ValueError: One of them is none.
+    """
+    from ase.data import chemical_symbols
+
+    known: list[str] = chemical_symbols[1:]
+    for symbol in symbols:
+        if symbol not in known:
+            hint = symbol.capitalize() in known and f"did you mean {symbol.capitalize()!r}?"
+            raise ValueError(
+                f"unknown element {symbol!r}; {hint or 'write symbols such as Li, Fe, O'}"
+            )
+    return known
 
 
 class ConditionSettings(_Settings):
@@ -72,15 +90,7 @@ class ConditionSettings(_Settings):
     def _known_elements(cls, symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if not symbols:
             return symbols
-        from ase.data import chemical_symbols
-
-        known = chemical_symbols[1:]
-        for symbol in symbols:
-            if symbol not in known:
-                hint = symbol.capitalize() in known and f"did you mean {symbol.capitalize()!r}?"
-                raise ValueError(
-                    f"unknown element {symbol!r}; {hint or 'write symbols such as Li, Fe, O'}"
-                )
+        known = check_elements(symbols)
         return tuple(sorted(set(symbols), key=known.index))
 
     @field_validator("space_groups")
