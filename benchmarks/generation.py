@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", default=DEFAULT_CHECKPOINT)
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--steps", type=int, nargs="+", default=[DEFAULT_STEPS])
+    parser.add_argument("--proposals", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--property", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
@@ -38,6 +39,7 @@ def main() -> None:
             arguments.n,
             seed=arguments.seed,
             steps=steps,
+            proposals=arguments.proposals,
             conditions=conditions,
             tally=tally,
         )

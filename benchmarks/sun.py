@@ -45,7 +45,8 @@ def crystals(source: str, n: int, seed: int, arguments: argparse.Namespace) -> l
             {name: float(value) for name, value in guidance.items()},
         )
         began = time.perf_counter()
-        drawn = sample(source, n, seed=seed, steps=arguments.steps, conditions=conditions)
+        drawn = sample(source, n, seed=seed, steps=arguments.steps, proposals=arguments.proposals,
+                       conditions=conditions)  # fmt: skip
         print(f"{n / (time.perf_counter() - began):.1f} crystals/s, loading included")
         return to_structures(drawn)
     from symmbfn.importers import import_crystals
@@ -142,6 +143,7 @@ def main() -> None:
     one.add_argument("-n", type=int, default=500)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--steps", type=int)
+    one.add_argument("--proposals", type=int)
     one.add_argument("--property", action="append", default=[], metavar="NAME=VALUE")
     one.add_argument("--guidance", action="append", default=[], metavar="NAME=STRENGTH")
     one.add_argument("--potential", default="chgnet")

@@ -19,13 +19,14 @@ from db.models import (
     Campaign,
     Candidate,
     Checkpoint,
+    Ranking,
     Relaxation,
     Stability,
     TrainingMember,
     TrainingSet,
     utc_now,
 )
-from db.records import get_or_insert
+from db.records import Basis, get_or_insert
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -47,6 +48,14 @@ class Member:
     relaxation_id: int
     structure: Structure
     properties: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """A crystal as drawn, and its energy above a hull, eV/atom."""
+
+    structure: Structure
+    energy_above_hull: float
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,47 @@ def relaxed(session: Session, filter: str) -> list[Relaxed]:
         Relaxed(number, structure_from_dict(structure), dict(zip(FIELDS, values, strict=True)))
         for number, structure, *values in session.execute(query)
     ]
+
+
+def looked_at(session: Session, basis: Basis) -> list[LookedAt]:
+    """Crystals whose energy above a hull is known, oldest first: stable ones and others.
+
+    Where one was relaxed it is the energy at rest, and otherwise that of the crystal as drawn.
+
+    Args:
+        session: an open session.
+        basis: potential, relaxation settings and hull that the energies must be of.
+    """
+    as_drawn = (
+        select(func.min(Ranking.energy_above_hull))
+        .join(Campaign, Campaign.id == Ranking.campaign_id)
+        .where(
+            Ranking.candidate_id == Candidate.id,
+            Campaign.potential_id == basis.potential_id,
+            Campaign.hull_id == basis.hull_id,
+        )
+        .correlate(Candidate)
+        .scalar_subquery()
+    )
+    at_rest = (
+        select(func.min(Stability.energy_above_hull))
+        .join(Relaxation, Relaxation.id == Stability.relaxation_id)
+        .where(
+            Relaxation.candidate_id == Candidate.id,
+            Relaxation.potential_id == basis.potential_id,
+            Relaxation.settings_hash == content_hash(basis.relax_settings),
+            Stability.hull_id == basis.hull_id,
+        )
+        .correlate(Candidate)
+        .scalar_subquery()
+    )
+    energy = func.coalesce(at_rest, as_drawn)
+    rows = session.execute(
+        select(Candidate.structure, energy.label("energy"))
+        .where(Candidate.state.not_in(("invalid", "quarantined")), energy.is_not(None))
+        .order_by(Candidate.id)
+    )
+    return [LookedAt(structure_from_dict(row.structure), row.energy) for row in rows]
 
 
 def freeze(

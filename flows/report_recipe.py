@@ -45,14 +45,15 @@ def recipe(
 
 def _drawn(config: CampaignConfig) -> dict[str, str]:
     from symmbfn.checkpoint import load_card
-    from symmbfn.sample import DEFAULT_STEPS
+    from symmbfn.sample import DEFAULT_STEPS, proposals_of
 
     card = load_card(config.checkpoint)
     return {
         "checkpoint": f"{card.name}, sha256 {card.sha256}",
         "trained on": str(card.training.get("data", "not recorded")),
         "drawn": f"{config.n} crystals, seed {config.seed or 0}, "
-        f"{config.steps or DEFAULT_STEPS} steps",
+        f"{config.steps or DEFAULT_STEPS} steps, "
+        f"{proposals_of(card, config.proposals)} proposals for each",
     }
 
 

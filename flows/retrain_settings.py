@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -49,6 +49,11 @@ class RetrainConfig(FileSettings):
         default="is_metastable = TRUE AND is_unique = TRUE",
         description="Which crystals of the database, in the language of `symmbfn candidates`.",
     )
+    learn: Literal["generator", "critic", "both"] = Field(
+        default="both",
+        description="What learns: the networks, from those crystals; the critic, from all that was "
+        "looked at or relaxed.",
+    )
     checkpoint: str = Field(
         default=PROMOTED,
         description="What to start from: a name, a folder, or the one promoted last.",
@@ -78,7 +83,7 @@ class RetrainConfig(FileSettings):
     )
     template_share: float = Field(
         default=0.25,
-        gt=0,
+        ge=0,
         le=0.5,
         description="Of generated crystals among those that space groups are drawn from.",
     )

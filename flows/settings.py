@@ -263,6 +263,13 @@ class CampaignConfig(FileSettings):
         description="A shipped checkpoint's name, a folder, or promoted: the one promoted last.",
     )
     steps: int | None = Field(default=None, ge=1, le=10_000, description="Sampling steps.")
+    proposals: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Arrangements of sites for each crystal, of which the checkpoint's critic "
+        "chooses; None: 4 where it has one, 1: it has no say.",
+    )
     batch_size: int = Field(default=256, ge=1, le=100_000, description="Crystals per stored batch.")
     potential: str = Field(default="chgnet", description="A potential's name or path.")
     hulls: tuple[str, ...] = Field(

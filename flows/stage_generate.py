@@ -89,6 +89,7 @@ def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> Non
         size,
         seed=config.batch_seed(number),
         steps=config.steps,
+        proposals=config.proposals,
         conditions=inputs.conditions(config),
         on_batch=lambda done: bar.reach(before + done),
         tally=tally,

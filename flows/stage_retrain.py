@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db import training
-from db.session import open_database
+from db.session import Database, open_database
 from db.training import Member
-from flows import progress
+from flows import inputs, progress
 from flows.errors import ConfigError
 from flows.retrain_settings import RetrainConfig
+from flows.rows import verdict_basis
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,11 +71,16 @@ def train(config: RetrainConfig, training_set_id: int) -> int:
     work = folder / "training"
     work.mkdir(parents=True, exist_ok=True)
     sets = _sets(config, parent, members, work)
-    trained = _fit(config, parent, sets, work)
+    trained = parent if config.learn == "critic" else _fit(config, parent, sets, work)
     sets.held_out.save(folder / HELD_OUT)
     base = None if config.base is None else sets.base
     origin = Origin(parent, base, sets.new, config.template_share)
     made = load_card(finish(trained, origin, folder))
+    began = time.monotonic()
+    if config.learn != "generator":
+        made = _with_critic(config, made, base, database)
+    networks = {} if config.learn == "critic" else trained.training
+    minutes = float(str(networks.get("minutes_spent", 0))) + (time.monotonic() - began) / 60
     with database.session() as session:
         stored = training.add_checkpoint(
             session,
@@ -81,7 +88,14 @@ def train(config: RetrainConfig, training_set_id: int) -> int:
             name=made.name,
             parent=(parent.sha256, parent.name),
             training_set_id=training_set_id,
-            metrics={"training": {**trained.training, "members": len(members)}},
+            metrics={
+                "training": {
+                    **networks,
+                    "minutes_spent": round(minutes, 2),
+                    "members": len(members),
+                    "critic": made.training.get("critic"),
+                }
+            },
         )
     shutil.rmtree(work)
     return stored.id
@@ -126,6 +140,44 @@ def _fit(config: RetrainConfig, parent: Card, sets: Sets, work: Path) -> Card:
         settings, mixed, None, lambda told: bar.reach(told.step * config.batch_size), notes
     )
     return load_card(folder)
+
+
+def _with_critic(
+    config: RetrainConfig, card: Card, base: CrystalData | None, database: Database
+) -> Card:
+    """Fit the critic of a checkpoint to all that the database knows the energy of, and the base.
+
+    Where that is too little, one that learns with the networks stays as it was.
+    """
+    from symmbfn.checkpoint import load_card
+    from symmbfn.critic import FEWEST, TARGET, add_critic
+    from symmbfn.data import preprocess
+    from symmbfn.mixture import join
+
+    campaign = config.campaign
+    potential, hull, known = inputs.check_stability(campaign)
+    with database.session() as session:
+        basis = verdict_basis(session, campaign, potential, hull, known)
+        found = [
+            one
+            for one in training.looked_at(session, basis)
+            if one.energy_above_hull >= campaign.thresholds.suspect
+        ]
+    if len(found) < FEWEST:
+        if config.learn == "both":
+            return card
+        raise ConfigError(
+            f"{len(found)} crystals of the database have an energy above {hull.name} by "
+            f"{potential.name}, and a critic needs {FEWEST}; run `symmbfn discover`"
+        )
+    bar = progress.current()
+    bar.stage("critic", len(found))
+    energies = {TARGET: [one.energy_above_hull for one in found]}
+    data, _ = preprocess(
+        [one.structure for one in found], energies, views=1, on_crystal=bar.advance
+    )
+    parts = [data] if base is None or TARGET not in base.names else [data, base]
+    return load_card(add_critic(card, join(parts, (TARGET,)), card.path, config.seed))
 
 
 def _steps(config: RetrainConfig, mixed: int, share: float, new: int) -> int:

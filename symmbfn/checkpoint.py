@@ -121,6 +121,8 @@ def load_model(card: Card, device: torch.device | str = "cpu") -> SymmBFN:
     try:
         weights = load_file(str(card.path / WEIGHTS), device=str(device))
         model = SymmBFN(card.model, num_crystals=len(weights["templates"]))
+        weights.setdefault("known_sites", model.known_sites)  # none in those of before 2026-11-25
+        model.known_sites = weights["known_sites"]
         model.load_state_dict(
             {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
         )
@@ -147,7 +149,7 @@ def _folder(checkpoint: str | Path) -> Path:
 
 
 def _is_weight(name: str, value: torch.Tensor) -> bool:
-    return value.dtype == torch.float32 and name.startswith(("sites.", "geometry."))
+    return value.dtype == torch.float32 and name.startswith(("sites.", "geometry.", "critic."))
 
 
 def _sha256(path: Path) -> str:

@@ -172,6 +172,14 @@ class CrystalData:
         hasher.update(self.properties.contiguous().numpy().tobytes())
         return hasher.hexdigest()
 
+    def site_codes(self) -> Tensor:
+        """(v,) `Sites.codes` of all views of the crystals."""
+        from symmbfn.site_network import Sites
+
+        crystal = torch.arange(len(self)).repeat_interleave(self.view_starts.diff())
+        sites = Sites(self.letters.long(), self.species.long()[crystal])
+        return sites.codes(self.group.long()[crystal], self.mask()[crystal])
+
     def kinds(self) -> Tensor:
         """(n,) number of distinct elements."""
         return count_kinds(self.species.long(), self.mask())

@@ -95,6 +95,8 @@ def repeated(n: int, others: int, share: float, seed: int) -> Tensor:
 
     All come equally often, give or take one; where there are too many, some do not come at all.
     """
+    if not share:
+        return torch.zeros(0, dtype=torch.long)
     wanted = max(1, round(others * share / (1 - share)))
     generator = torch.Generator().manual_seed(seed)
     turns = -(-wanted // n)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from symmbfn.bayesian_flow import ErasureFlow, GaussianFlow, random_subset
+from symmbfn.critic import Critic, summarise
 from symmbfn.data import Batch, CrystalData, count_kinds
 from symmbfn.elements import NUM_ELEMENTS
 from symmbfn.errors import SymmBFNError
@@ -33,9 +34,11 @@ class ModelConfig:
         geometry: Size of the geometry network.
         properties: Names of the conditions, in the order of the networks' inputs.
         sigma1_coordinates, sigma1_lattice: Flow constants.
-        weight_letters, weight_elements, weight_coordinates, weight_lattice: Loss weights.
+        weight_letters, weight_elements, weight_coordinates, weight_lattice: Loss weights; a
+            network whose two are 0 stays as it is.
         drop_all: Share of training without any property; in the rest each is hidden with
             probability `drop_property`, and the number of elements with `drop_kinds` everywhere.
+        critic: Width of the critic, 0 where there is none; see `symmbfn.critic`.
         any_order: Share of training in which positions and elements become known in any order;
             in the rest, as in sampling, all positions come before the first element.
     """
@@ -55,6 +58,7 @@ class ModelConfig:
     drop_property: float = 0.3
     drop_kinds: float = 0.1
     any_order: float = 0.15
+    critic: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """As JSON holds it."""
@@ -85,12 +89,16 @@ class Geometry:
     lattice: Tensor
 
 
+_OF_THE_DATA = ("elements", "templates", "template_properties", "known_sites")
+
+
 class SymmBFN(nn.Module):
     """The generative model.
 
     Buffers, saved with the weights: lattice_mean, lattice_std (6,); property_mean, property_std
-    (P,); elements (100,), True for those of the training data; and of its n crystals templates
-    (n, 3), space group - 1, orbits and distinct elements, with template_properties (n, P).
+    (P,); elements (100,), True for those of the training data; known_sites (K,), the sites of its
+    crystals as `Sites.codes`, ascending; and of its n crystals templates (n, 3), space group - 1,
+    orbits and distinct elements, with template_properties (n, P).
     """
 
     def __init__(self, config: ModelConfig, num_crystals: int = 0) -> None:
@@ -101,6 +109,7 @@ class SymmBFN(nn.Module):
         properties = len(config.properties)
         self.sites = SiteNetwork(config.sites, self.tables, properties)
         self.geometry = GeometryNetwork(config.geometry, self.tables, properties)
+        self.critic = Critic(config.sites.width, config.critic) if config.critic else None
         self.letter_flow = ErasureFlow(MAX_LETTERS)
         self.element_flow = ErasureFlow(NUM_ELEMENTS)
         self.coordinate_flow = GaussianFlow(config.sigma1_coordinates, spread=0.5)
@@ -121,6 +130,7 @@ class SymmBFN(nn.Module):
         self.property_mean: Tensor
         self.property_std: Tensor
         self.elements: Tensor
+        self.known_sites: Tensor
         self.templates: Tensor
         self.template_properties: Tensor
         self.register_buffer("lattice_mean", torch.zeros(6))
@@ -128,6 +138,7 @@ class SymmBFN(nn.Module):
         self.register_buffer("property_mean", torch.zeros(properties))
         self.register_buffer("property_std", torch.ones(properties))
         self.register_buffer("elements", torch.ones(NUM_ELEMENTS, dtype=torch.bool))
+        self.register_buffer("known_sites", torch.zeros(0, dtype=torch.long))
         self.register_buffer("templates", torch.zeros(num_crystals, 3, dtype=torch.int16))
         self.register_buffer("template_properties", torch.zeros(num_crystals, properties).half())
 
@@ -145,6 +156,7 @@ class SymmBFN(nn.Module):
         model.lattice_mean.copy_(mean)
         model.lattice_std.copy_(variance.sqrt().clamp_min(1e-2))
         model.templates.copy_(torch.stack([data.group.long(), data.orbits, data.kinds()], 1))
+        model.known_sites = data.site_codes().unique()
         for index, name in enumerate(config.properties):
             column = data.properties[:, data.names.index(name)]
             known = column[~column.isnan()]
@@ -166,6 +178,10 @@ class SymmBFN(nn.Module):
             SymmBFNError: the models differ in more than further properties.
         """
         shared = parent.config.properties
+        if self.config.critic not in (0, parent.config.critic):
+            raise SymmBFNError(
+                f"the model to start from has no critic of width {self.config.critic}: drop it"
+            )
         sizes, others = (
             [replace(network, dropout=0.0) for network in (config.sites, config.geometry)]
             for config in (self.config, parent.config)
@@ -177,7 +193,7 @@ class SymmBFN(nn.Module):
             )
         values = parent.state_dict()
         for name, value in self.state_dict().items():
-            if name not in values or name in ("elements", "templates", "template_properties"):
+            if name not in values or name in _OF_THE_DATA:
                 continue
             value[: len(values[name])] = values[name]
 
@@ -192,10 +208,13 @@ class SymmBFN(nn.Module):
             lattice (per crystal), squared errors of the free components in units of what is
             unknown at that time.
         """
-        template = self._template(batch, generator)
-        letters, elements = self._site_losses(batch, template, generator)
-        coordinates, lattice = self._geometry_losses(batch, template, generator)
         weights = self.config
+        template = self._template(batch, generator)
+        letters = elements = coordinates = lattice = batch.lattice.new_zeros(())
+        if weights.weight_letters or weights.weight_elements:
+            letters, elements = self._site_losses(batch, template, generator)
+        if weights.weight_coordinates or weights.weight_lattice:
+            coordinates, lattice = self._geometry_losses(batch, template, generator)
         return {
             "loss": weights.weight_letters * letters
             + weights.weight_elements * elements
@@ -275,6 +294,22 @@ class SymmBFN(nn.Module):
         with torch.autocast(template.group.device.type, torch.bfloat16, enabled=self.bf16):
             letters, species = self.sites(sites, template)
         return letters, species
+
+    def site_summaries(self, sites: Sites, template: Template) -> Tensor:
+        """(B, F) what the critic is told of finished sites, whatever properties are asked for."""
+        nothing = torch.full_like(template.properties, torch.nan)
+        with torch.autocast(template.group.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.sites.features(sites, replace(template, properties=nothing))
+        atoms = self.tables.multiplicities[template.group[:, None], sites.letters] * template.mask
+        return summarise(features.float(), atoms)
+
+    def energies_above_hull(self, sites: Sites, template: Template) -> Tensor:
+        """(B,) what the critic expects of finished sites, eV/atom; there must be one."""
+        assert self.critic is not None
+        summaries = self.site_summaries(sites, template)
+        with torch.autocast(template.group.device.type, torch.bfloat16, enabled=self.bf16):
+            energies: Tensor = self.critic(summaries)
+        return energies.float()
 
     def estimate(
         self, beliefs: Geometry, t: Tensor, sites: Sites, atoms: Atoms, template: Template

@@ -40,7 +40,11 @@ def self_replay(
     structures, columns = [], {name: list[float]() for name in card.properties}
     for turn, (size, target) in enumerate(plan):
         crystals = sample(
-            card.path, size, seed=seed * (GROUPS + 1) + turn, conditions=Conditions(target)
+            card.path,
+            size,
+            seed=seed * (GROUPS + 1) + turn,
+            proposals=1,  # the network's own distribution
+            conditions=Conditions(target),
         )
         structures += to_structures(crystals)
         for name, column in columns.items():
@@ -104,6 +108,7 @@ def finish(trained: Card, origin: Origin, out: Path) -> Path:
         [source.template_properties[:kept], new.template_properties[rows]]
     )
     model.elements = source.elements | new.elements
+    model.known_sites = torch.cat([source.known_sites, new.known_sites]).unique()
     training = {**trained.training, BASE_TEMPLATES: kept}
     return save_checkpoint(out, model, model.state_dict(), training)
 

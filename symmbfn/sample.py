@@ -1,10 +1,14 @@
 """Sampling: `sample(checkpoint, n, seed=…)` returns crystals that meet the conditions.
 
 Space group, number of orbits and number of elements are drawn from the training frequencies, as
-far as the conditions allow; the flow draws the rest. Every crystal returned has only legal Wyckoff
-positions, none without free coordinates twice, the number of elements drawn first and only allowed
-ones, at most `max_atoms` atoms in its primitive cell, and no two atoms closer than 0.5 Å. What
-breaks a rule is drawn again: the same space group and numbers at first, then others.
+far as the conditions allow; the flow draws the rest. Where the checkpoint has a critic, several
+arrangements of sites are proposed for each crystal, and the one that it expects nearest to the
+hull gets a geometry; those of training crystals come last.
+
+Every crystal returned has only legal Wyckoff positions, none without free coordinates twice, the
+number of elements drawn first and only allowed ones, at most `max_atoms` atoms in its primitive
+cell, and no two atoms closer than 0.5 Å. What breaks a rule is drawn again: the same space group
+and numbers at first, then others.
 """
 
 from collections import defaultdict
@@ -18,7 +22,7 @@ from pymatgen.core.periodic_table import Element
 from torch import Tensor
 
 from symmbfn import metrics
-from symmbfn.checkpoint import DEFAULT_CHECKPOINT, load_card, load_model
+from symmbfn.checkpoint import DEFAULT_CHECKPOINT, Card, load_card, load_model
 from symmbfn.conditions import Conditions, Templates
 from symmbfn.crystal import Crystal
 from symmbfn.draw import Rules, draw_geometry, draw_sites
@@ -31,6 +35,8 @@ from symmbfn.site_network import Sites
 from symmbfn.wyckoff import IntArray, space_group
 
 DEFAULT_STEPS = 20
+DEFAULT_PROPOSALS = 4  # with a critic
+FAR = 100.0  # eV/atom, beyond all that a critic expects
 DEFAULT_BATCH_SIZE = 256
 MAX_TURNS = 20  # draws for each crystal asked for, before giving up
 TURNS_PER_TEMPLATE = 4
@@ -55,6 +61,7 @@ def sample(
     *,
     seed: int,
     steps: int | None = None,
+    proposals: int | None = None,
     conditions: Conditions | None = None,
     device: str | None = None,
     batch_size: int | None = None,
@@ -70,6 +77,9 @@ def sample(
         n: How many.
         seed: Of all randomness.
         steps: Bayesian updates of the geometry; `DEFAULT_STEPS` unless given.
+        proposals: Arrangements of sites for each crystal, of which the critic chooses one; with 1
+            it has no say. `DEFAULT_PROPOSALS` unless given, and 1 without a critic. Under a formula
+            the likeliest arrangements are taken instead.
         conditions: What they must be.
         device: Torch device; the GPU where there is one.
         batch_size: Crystals drawn together.
@@ -77,13 +87,14 @@ def sample(
         tally: Filled in with the number of draws, where given.
 
     Raises:
-        SymmBFNError: the checkpoint is bad, a condition is unknown to it or impossible, or no
-            crystal at all meets them.
+        SymmBFNError: the checkpoint is bad or has no critic to choose, a condition is unknown to it
+            or impossible, or no crystal at all meets them.
     """
     card = load_card(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(card, device)
     model.use_bf16()
+    proposals = proposals_of(card, proposals)
     conditions = conditions or Conditions()
     tally = tally if tally is not None else Tally()
     generator = torch.Generator(device).manual_seed(seed)
@@ -94,7 +105,7 @@ def sample(
     for turn in range(1, MAX_TURNS + 1):
         size = batch_size or DEFAULT_BATCH_SIZE
         drawn = (
-            _sites(model, templates, rows[pending], size, generator)
+            _sites(model, templates, rows[pending], size, generator, proposals)
             if templates.rules.formula is None
             else _sites_of_formula(model, templates, len(pending), size, generator, tally)
         )
@@ -126,19 +137,55 @@ def sample(
     return done
 
 
+def proposals_of(card: Card, asked: int | None = None) -> int:
+    """How many arrangements of sites are proposed for each crystal, where so many are asked for.
+
+    Raises:
+        SymmBFNError: none at all, or several and there is no critic to choose.
+    """
+    has_critic = card.model.critic > 0
+    if asked is None:
+        return DEFAULT_PROPOSALS if has_critic else 1
+    if asked < 1:
+        raise SymmBFNError(f"{asked} proposals for each crystal: give at least 1")
+    if asked > 1 and not has_critic:
+        raise SymmBFNError(
+            f"checkpoint {card.name} has no critic to choose among proposals: leave them at 1, or "
+            "let 'symmbfn retrain' make one"
+        )
+    return asked
+
+
 def _sites(
     model: SymmBFN,
     templates: Templates,
     rows: IntArray,
     batch_size: int,
     generator: torch.Generator,
+    proposals: int = 1,
 ) -> Iterator[tuple[IntArray, Template, Sites, Tensor]]:
-    """Batches of sites: which of the rows, what was given, what was drawn, and log-weights."""
+    """Batches of sites: which of the rows, what was given, what was drawn, and log-weights.
+
+    Each crystal's are the best of some proposals.
+    """
     for chunk, template in templates.batches(rows, batch_size):
+        first = torch.arange(len(chunk), device=template.group.device) * proposals
+        every = template.take(first.repeat_interleave(proposals) // proposals)
         sites, weights = draw_sites(
-            model, template, templates.rules, generator, guidance=templates.guidance
+            model, every, templates.rules, generator, guidance=templates.guidance
         )
+        if proposals > 1:
+            best = first + _badness(model, every, sites, weights).view(-1, proposals).argmin(1)
+            sites, weights = sites.take(best), weights[best]
         yield chunk, template, sites, weights
+
+
+@torch.no_grad()
+def _badness(model: SymmBFN, template: Template, sites: Sites, weights: Tensor) -> Tensor:
+    """(B,) what the critic expects, eV/atom; far more where a training crystal has these sites."""
+    known = torch.isin(sites.codes(template.group, template.mask), model.known_sites)
+    energies = model.energies_above_hull(sites, template) + known * FAR
+    return energies.masked_fill(weights.isneginf(), torch.inf)
 
 
 def _sites_of_formula(

@@ -42,6 +42,16 @@ class Sites:
         """Some of the crystals, (K,) indices, in that order."""
         return Sites(self.letters[index], self.species[index])
 
+    def codes(self, group: Tensor, mask: Tensor) -> Tensor:
+        """(B,) int64 hashes of the group and, in no order, of which element is on which position.
+
+        Args:
+            group: (B,) space group - 1.
+            mask: (B, N), True for real orbits.
+        """
+        orbits = _scrambled(self.letters * NUM_ELEMENTS + self.species + 1) * mask
+        return _scrambled(orbits.sum(1) + group)
+
 
 class SiteNetwork(nn.Module):
     """Transformer over orbits."""
@@ -63,15 +73,7 @@ class SiteNetwork(nn.Module):
     def forward(self, sites: Sites, template: Template) -> tuple[Tensor, Tensor]:
         """Log-probabilities of positions (B, N, 27), legal ones only, and elements (B, N, 100)."""
         positions = self.positions(template.group)
-        letters = one_hot_or_zero(sites.letters, MAX_LETTERS).to(positions.dtype)
-        species = one_hot_or_zero(sites.species, NUM_ELEMENTS).to(positions.dtype)
-        h = (
-            letters @ positions
-            + species @ self.elements()
-            + (sites.letters == HIDDEN_LETTER)[..., None] * self.hidden[0]
-            + (sites.species == HIDDEN_ELEMENT)[..., None] * self.hidden[1]
-        )
-        h = self.transformer(h, None, template.mask, self.conditions(template))
+        h = self._features(sites, template, positions)
         scale = 1 / math.sqrt(h.shape[-1])
         letter_logits = (self.letter_out(h) @ positions.transpose(1, 2)).float() * scale
         element_logits = (self.element_out(h) @ self.elements_out().T).float() * scale
@@ -80,3 +82,27 @@ class SiteNetwork(nn.Module):
             letter_logits.masked_fill(~legal, -torch.inf).log_softmax(-1),
             (element_logits + self.element_bias).log_softmax(-1),
         )
+
+    def features(self, sites: Sites, template: Template) -> Tensor:
+        """(B, N, width) what the network makes of each orbit."""
+        return self._features(sites, template, self.positions(template.group))
+
+    def _features(self, sites: Sites, template: Template, positions: Tensor) -> Tensor:
+        letters = one_hot_or_zero(sites.letters, MAX_LETTERS).to(positions.dtype)
+        species = one_hot_or_zero(sites.species, NUM_ELEMENTS).to(positions.dtype)
+        h = (
+            letters @ positions
+            + species @ self.elements()
+            + (sites.letters == HIDDEN_LETTER)[..., None] * self.hidden[0]
+            + (sites.species == HIDDEN_ELEMENT)[..., None] * self.hidden[1]
+        )
+        features: Tensor = self.transformer(h, None, template.mask, self.conditions(template))
+        return features
+
+
+def _scrambled(x: Tensor) -> Tensor:
+    """Spread integers over 64 bits (the finaliser of SplitMix64)."""
+    x = x * -0x61C8864680B583EB
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31 & 0x1FFFFFFFF)

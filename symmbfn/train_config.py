@@ -61,6 +61,8 @@ class TrainConfig:
         Raises:
             SymmBFNError: A number is out of range.
         """
+        if self.model.critic and self.start_from is None:
+            raise SymmBFNError("model.critic is made by 'symmbfn retrain': leave it out here")
         for name, least in (("batch_size", 1), ("warmup", 1), ("max_steps", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise SymmBFNError(f"{name} is {value}: it must be at least {least}")

@@ -24,6 +24,7 @@ from flows.report_intervals import difference_interval
 from flows.retrain_settings import GateSettings, RetrainConfig
 from flows.sample_figures import Figures, Mean, concentration, mean_correction
 from flows.settings import CampaignConfig, FunnelSettings
+from relax.errors import RelaxError
 from tests.flows_support import (
     crystals,
     rocksalt,
@@ -379,6 +380,38 @@ def test_a_killed_training_goes_on_with_the_same_set(
     assert made.metrics["training"]["steps"] == steps
     with pytest.raises(DatabaseError, match="another recipe"):
         training_set.freeze(_config(found, key="killed", seed=4))
+
+
+def test_a_critic_learns_from_all_that_was_looked_at(
+    found: tuple[Path, Path, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from symmbfn.checkpoint import load_card, load_model
+    from symmbfn.sample import proposals_of
+
+    config = _config(found, key="critic", learn="critic", template_share=0)
+    frozen = training_set.freeze(config)
+    with pytest.raises(ConfigError, match=r"\d crystals of the database have .* needs 200"):
+        stage_retrain.train(config, frozen)
+    monkeypatch.setattr("symmbfn.critic.FEWEST", 6)
+    with found[2].session(write=False) as session:
+        made, above = training.ancestry(session, stage_retrain.train(config, frozen))
+    child, parent = load_card(made.name), load_card(above.name)
+    assert (proposals_of(child), proposals_of(parent)) == (4, 1)
+    figures = made.metrics["training"]["critic"]
+    assert figures["crystals"] + figures["held_out"] >= 6
+    before = load_model(parent).state_dict()
+    after = load_model(child).state_dict()
+    names = [name for name in before if name.startswith(("sites.", "geometry."))]
+    assert all(torch.equal(before[name], after[name]) for name in names)
+    assert torch.equal(before["templates"], after["templates"])
+    assert len(after["known_sites"]) > len(before["known_sites"])
+    other = _config(found, learn="critic", campaign={**_basis(found), "hulls": ["nowhere"]})
+    with pytest.raises(RelaxError, match="nowhere"):
+        stage_retrain.train(other, training_set.freeze(other))
+
+
+def _basis(found: tuple[Path, Path, Database]) -> dict[str, object]:
+    return _config(found).campaign.model_dump(include={"reference", "database", "relaxation"})
 
 
 def test_what_cannot_be_trained_on_is_told(found: tuple[Path, Path, Database]) -> None:

@@ -51,6 +51,10 @@ CheckpointOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="(default 0)")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
+ProposalsOption = Annotated[
+    int | None,
+    typer.Option("--proposals", help="Site arrangements that the critic chooses from. (default 4)"),
+]
 PropertyOption = Annotated[
     list[str] | None,
     typer.Option("--property", metavar="NAME=VALUE", help="Target value; may be repeated."),

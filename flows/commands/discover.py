@@ -71,6 +71,7 @@ def discover(
     seed: common.SeedOption = None,
     checkpoint: common.CheckpointOption = None,
     steps: common.StepsOption = None,
+    proposals: common.ProposalsOption = None,
     key: Annotated[
         str | None, typer.Option(help="The campaign's name. (default from the settings)")
     ] = None,
@@ -107,6 +108,7 @@ def discover(
             "seed": seed,
             "checkpoint": checkpoint,
             "steps": steps,
+            "proposals": proposals,
             "key": key,
             "workers": workers,
             "database": database,

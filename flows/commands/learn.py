@@ -99,6 +99,7 @@ def evaluate(
     ] = None,
     seed: common.SeedOption = None,
     steps: common.StepsOption = None,
+    proposals: common.ProposalsOption = None,
     reference: Annotated[
         Path | None,
         typer.Option(help="Crystals to compare with. (default MP-20 test; novelty: mp)"),
@@ -148,7 +149,7 @@ def evaluate(
         check_installed()
     drawn = _is_generator(Path(what))
     if not drawn:
-        asked = {"-n": n, "--seed": seed, "--steps": steps}
+        asked = {"-n": n, "--seed": seed, "--steps": steps, "--proposals": proposals}
         _refuse(asked, f"is for generators, and {what} is a file or folder of crystals; drop it")
     config = common.campaign_config(
         None,
@@ -156,6 +157,7 @@ def evaluate(
             "n": n or 1000,
             "seed": seed,
             "steps": steps,
+            "proposals": proposals,
             "checkpoint": what,
             "potential": potential,
             "hulls": None if hull is None else [hull],
@@ -264,6 +266,7 @@ def _draw(config: CampaignConfig, progress: TerminalProgress) -> list[Named]:
         config.n,
         seed=config.seed or 0,
         steps=config.steps,
+        proposals=config.proposals,
         on_batch=progress.reach,
     )
     return [Named(str(number), one.to_structure()) for number, one in enumerate(crystals, 1)]

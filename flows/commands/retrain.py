@@ -50,6 +50,14 @@ def retrain(
         str | None,
         typer.Option(help=FILTER_HELP + " (default: metastable and unique)"),
     ] = None,
+    learn: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="generator, critic, or both: the networks learn from the crystals of the filter, "
+            "the critic from all whose energy is known. (default both)",
+        ),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(help="What to start from. (default promoted: the one promoted last)"),
@@ -89,6 +97,7 @@ def retrain(
 
     given = {
         "filter": filter,
+        "learn": learn,
         "checkpoint": checkpoint,
         "base": base,
         "held_out": held_out,

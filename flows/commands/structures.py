@@ -33,6 +33,7 @@ def generate(
     seed: common.SeedOption = None,
     checkpoint: common.CheckpointOption = None,
     steps: common.StepsOption = None,
+    proposals: common.ProposalsOption = None,
     force: common.ForceOption = False,
     as_json: common.JsonOption = False,
 ) -> None:
@@ -52,7 +53,14 @@ def generate(
     )
     config = common.campaign_config(
         None,
-        {"n": n, "conditions": table, "seed": seed, "checkpoint": checkpoint, "steps": steps},
+        {
+            "n": n,
+            "conditions": table,
+            "seed": seed,
+            "checkpoint": checkpoint,
+            "steps": steps,
+            "proposals": proposals,
+        },
     )
     from flows import inputs
     from flows.retrain_settings import PROMOTED
@@ -76,6 +84,7 @@ def generate(
             n,
             seed=config.seed or 0,
             steps=config.steps,
+            proposals=config.proposals,
             conditions=inputs.conditions(config),
             on_batch=progress.reach,
             tally=tally,
