@@ -4,10 +4,11 @@ r"""Does retraining pay? A loop beside two controls, from the same first round.
     python -m benchmarks.loop score CONFIG.toml --out runs/loop --judge NAME --judge-hull HULL
 
 `run` draws round 1 once and goes on from copies of its database in three arms: `retrained`, the
-loop as configured; `unfiltered`, which retrains on every crystal whose relaxation converged; and
-`control`, which retrains nothing and goes on until it has spent as many seconds. It is
-a command to repeat until it ends: what is done is not done again. `score` tells the figures, and
-with a judge relaxes the crystals of the last round once more with a potential that did not curate.
+loop as configured; `unfiltered`, whose networks learn from every crystal whose relaxation
+converged, without a critic; and `control`, which retrains nothing and goes on until it has spent
+as many seconds. It is a command to repeat until it ends: what is done is not done again. `score`
+tells the figures, and with a judge relaxes the crystals of the last round once more with a
+potential that did not curate.
 
 Stated beforehand: S.U.N. of the crystals generated in the last round is compared with that of the
 control's round of the same number; metastable S.U.N. is told beside it. Unique means new to the
@@ -49,7 +50,7 @@ def settings(arguments: argparse.Namespace, arm: str, rounds: int | None = None)
         "min_diversity": 0,
     }
     if arm == "unfiltered":
-        given["retrain"]["filter"] = UNFILTERED
+        given["retrain"] |= {"filter": UNFILTERED, "learn": "generator"}
     if rounds is not None:
         given["rounds"] = rounds
     return LoopConfig.from_toml(arguments.config, given)
