@@ -268,7 +268,7 @@ class CampaignConfig(FileSettings):
         ge=1,
         le=1000,
         description="Arrangements of sites for each crystal, of which the checkpoint's critic "
-        "chooses; None: 4 where it has one, 1: it has no say.",
+        "chooses one that is new to it; None: 4 where it has a critic, 1 where not.",
     )
     batch_size: int = Field(default=256, ge=1, le=100_000, description="Crystals per stored batch.")
     potential: str = Field(default="chgnet", description="A potential's name or path.")

@@ -77,9 +77,10 @@ def sample(
         n: How many.
         seed: Of all randomness.
         steps: Bayesian updates of the geometry; `DEFAULT_STEPS` unless given.
-        proposals: Arrangements of sites for each crystal, of which the critic chooses one; with 1
-            it has no say. `DEFAULT_PROPOSALS` unless given, and 1 without a critic. Under a formula
-            the likeliest arrangements are taken instead.
+        proposals: Arrangements of sites for each crystal, of which one is chosen: one that no
+            training crystal has if there is any, and of those the one that the critic expects
+            lowest above the hull. `DEFAULT_PROPOSALS` unless given, and 1 without a critic. Under a
+            formula the likeliest arrangements are taken instead.
         conditions: What they must be.
         device: Torch device; the GPU where there is one.
         batch_size: Crystals drawn together.
@@ -87,8 +88,8 @@ def sample(
         tally: Filled in with the number of draws, where given.
 
     Raises:
-        SymmBFNError: the checkpoint is bad or has no critic to choose, a condition is unknown to it
-            or impossible, or no crystal at all meets them.
+        SymmBFNError: the checkpoint is bad, a condition is unknown to it or impossible, or no
+            crystal at all meets them.
     """
     card = load_card(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -141,18 +142,12 @@ def proposals_of(card: Card, asked: int | None = None) -> int:
     """How many arrangements of sites are proposed for each crystal, where so many are asked for.
 
     Raises:
-        SymmBFNError: none at all, or several and there is no critic to choose.
+        SymmBFNError: none at all.
     """
-    has_critic = card.model.critic > 0
     if asked is None:
-        return DEFAULT_PROPOSALS if has_critic else 1
+        return DEFAULT_PROPOSALS if card.model.critic else 1
     if asked < 1:
         raise SymmBFNError(f"{asked} proposals for each crystal: give at least 1")
-    if asked > 1 and not has_critic:
-        raise SymmBFNError(
-            f"checkpoint {card.name} has no critic to choose among proposals: leave them at 1, or "
-            "let 'symmbfn retrain' make one"
-        )
     return asked
 
 
@@ -183,9 +178,10 @@ def _sites(
 @torch.no_grad()
 def _badness(model: SymmBFN, template: Template, sites: Sites, weights: Tensor) -> Tensor:
     """(B,) what the critic expects, eV/atom; far more where a training crystal has these sites."""
-    known = torch.isin(sites.codes(template.group, template.mask), model.known_sites)
-    energies = model.energies_above_hull(sites, template) + known * FAR
-    return energies.masked_fill(weights.isneginf(), torch.inf)
+    badness = torch.isin(sites.codes(template.group, template.mask), model.known_sites) * FAR
+    if model.critic is not None:
+        badness = badness + model.energies_above_hull(sites, template)
+    return badness.masked_fill(weights.isneginf(), torch.inf)
 
 
 def _sites_of_formula(

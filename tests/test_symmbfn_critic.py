@@ -110,10 +110,14 @@ def test_training_crystals_are_known(parent: Path) -> None:
     assert not torch.isin(judged().site_codes()[:1], known).any()
 
 
-def test_without_a_critic_nobody_can_choose(parent: Path, with_critic: Path) -> None:
-    assert len(sample(parent, 2, seed=0, steps=3)) == 2
-    with pytest.raises(SymmBFNError, match="no critic to choose"):
-        sample(parent, 2, seed=0, proposals=4)
+def test_without_a_critic_new_sites_are_chosen(parent: Path, with_critic: Path) -> None:
+    known = [{12, 8}, {20, 8}, {11, 17}, {3, 9}, {19, 35}, {20, 9}]
+
+    def share(proposals: int | None) -> float:
+        drawn = sample(parent, 60, seed=3, steps=3, proposals=proposals)
+        return sum({*one.species.tolist()} in known for one in drawn) / len(drawn)
+
+    assert share(None) == share(1) > 2 * share(8)
     with pytest.raises(SymmBFNError, match="at least 1"):
         sample(with_critic, 2, seed=0, proposals=0)
 
