@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from db import queries
+from db import queries, training
 from db.models import Candidate, Ranking
 from db.queries import Budget, Claim
 from db.session import Database
-from tests.db_support import RELAX, Rows, add, base_rows, relaxation, rocksalt
+from tests.db_support import RELAX, Rows, add, base_rows, basis, relaxation, rocksalt, stability
 
 SALTS = [("Li", "F"), ("Na", "Cl"), ("Mg", "O"), ("K", "Br"), ("Rb", "I")]
 
@@ -171,3 +171,26 @@ def test_places_are_settled_once_and_the_first_look_is_believed(database: Databa
     with database.session() as session:
         assert queries.unplaced(session, campaign) == []
         assert queries.places_taken(session, campaign) == 2
+
+
+def test_what_was_looked_at_is_told_with_its_energy_at_rest_or_as_drawn(database: Database) -> None:
+    """Of this potential and hull; neither invalid crystals nor those never looked at."""
+    with database.session() as session:
+        rows = base_rows(session)
+        numbers = [add(session, rows, i, rocksalt(*salt)) for i, salt in enumerate(SALTS)]
+        for number, energy in zip(numbers, (0.5, 0.7, None, 0.2, None), strict=True):
+            row = Ranking(campaign_id=rows.campaign.id, candidate_id=number)
+            row.choice, row.energy_above_hull = "ranked", energy
+            queries.add_ranking(session, row)
+        for number, energy in ((numbers[0], 0.01), (numbers[4], -0.02)):
+            at_rest = relaxation(rows, number, rocksalt("Li", "F"))
+            session.add(at_rest)
+            session.flush()
+            session.add(stability(rows, at_rest.id, energy))
+        session.get_one(Candidate, numbers[3]).state = "invalid"
+        these = basis(rows.potential.id, rows.hull.id, rows.known.id)
+        found = training.looked_at(session, these)
+        other = training.looked_at(session, basis(rows.potential.id, rows.known.id, rows.known.id))
+    formulas = [one.structure.reduced_formula for one in found]
+    assert formulas == ["LiF", "NaCl", "RbI"] and other == []
+    assert [one.energy_above_hull for one in found] == pytest.approx([0.01, 0.7, -0.02])
