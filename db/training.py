@@ -140,7 +140,7 @@ def relaxed(session: Session, filter: str) -> list[Relaxed]:
     ]
 
 
-def looked_at(session: Session, basis: Basis) -> list[LookedAt]:
+def looked_at(session: Session, basis: Basis, newest: int) -> list[LookedAt]:
     """Crystals whose energy above a hull is known, oldest first: stable ones and others.
 
     Where one was relaxed it is the energy at rest, and otherwise that of the crystal as drawn.
@@ -148,6 +148,7 @@ def looked_at(session: Session, basis: Basis) -> list[LookedAt]:
     Args:
         session: an open session.
         basis: potential, relaxation settings and hull that the energies must be of.
+        newest: the last candidate that is told.
     """
     as_drawn = (
         select(func.min(Ranking.energy_above_hull))
@@ -175,7 +176,11 @@ def looked_at(session: Session, basis: Basis) -> list[LookedAt]:
     energy = func.coalesce(at_rest, as_drawn)
     rows = session.execute(
         select(Candidate.structure, energy.label("energy"))
-        .where(Candidate.state.not_in(("invalid", "quarantined")), energy.is_not(None))
+        .where(
+            Candidate.id <= newest,
+            Candidate.state.not_in(("invalid", "quarantined")),
+            energy.is_not(None),
+        )
         .order_by(Candidate.id)
     )
     return [LookedAt(structure_from_dict(row.structure), row.energy) for row in rows]

@@ -74,11 +74,9 @@ def check_generator(config: CampaignConfig) -> Card:
     """
     from symmbfn.checkpoint import load_card, load_model
     from symmbfn.conditions import Templates
-    from symmbfn.sample import proposals_of
 
     card = load_card(config.checkpoint)
     Templates(load_model(card), card, conditions(config), seed=0)  # raises if nothing is left
-    proposals_of(card, config.proposals)
     return card
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from db import training
 from db.session import Database, open_database
 from db.training import Member
-from flows import inputs, progress
+from flows import inputs, progress, training_set
 from flows.errors import ConfigError
 from flows.retrain_settings import RetrainConfig
 from flows.rows import verdict_basis
@@ -70,6 +70,7 @@ def train(config: RetrainConfig, training_set_id: int) -> int:
     folder = Path(config.folder).absolute() / row.key
     work = folder / "training"
     work.mkdir(parents=True, exist_ok=True)
+    judged = _judged(config, row.recipe.get("judged", {}).get("newest", 0), database)
     sets = _sets(config, parent, members, work)
     trained = parent if config.learn == "critic" else _fit(config, parent, sets, work)
     sets.held_out.save(folder / HELD_OUT)
@@ -77,8 +78,8 @@ def train(config: RetrainConfig, training_set_id: int) -> int:
     origin = Origin(parent, base, sets.new, config.template_share)
     made = load_card(finish(trained, origin, folder))
     began = time.monotonic()
-    if config.learn != "generator":
-        made = _with_critic(config, made, base, database)
+    if judged is not None:
+        made = _add_critic(config, made, parent, sets, judged)
     networks = {} if config.learn == "critic" else trained.training
     minutes = float(str(networks.get("minutes_spent", 0))) + (time.monotonic() - began) / 60
     with database.session() as session:
@@ -142,42 +143,63 @@ def _fit(config: RetrainConfig, parent: Card, sets: Sets, work: Path) -> Card:
     return load_card(folder)
 
 
-def _with_critic(
-    config: RetrainConfig, card: Card, base: CrystalData | None, database: Database
-) -> Card:
-    """Fit the critic of a checkpoint to all that the database knows the energy of, and the base.
+def _judged(config: RetrainConfig, newest: int, database: Database) -> CrystalData | None:
+    """Load what the critic learns from: crystals as drawn, with their energies above the hull.
 
-    Where that is too little, one that learns with the networks stays as it was.
+    Args:
+        config: The settings.
+        newest: The last candidate that counts.
+        database: Where they are.
+
+    Returns:
+        None where the critic is left as it is, because it is not to learn or there is too little
+        and the networks learn anyway.
     """
-    from symmbfn.checkpoint import load_card
-    from symmbfn.critic import FEWEST, TARGET, add_critic
+    from symmbfn.critic import FEWEST, TARGET
     from symmbfn.data import preprocess
-    from symmbfn.mixture import join
 
+    if config.learn == "generator":
+        return None
     campaign = config.campaign
     potential, hull, known = inputs.check_stability(campaign)
     with database.session() as session:
         basis = verdict_basis(session, campaign, potential, hull, known)
+    with database.session(write=False) as session:
         found = [
             one
-            for one in training.looked_at(session, basis)
+            for one in training.looked_at(session, basis, newest)
             if one.energy_above_hull >= campaign.thresholds.suspect
+            and training_set.allowed(one.structure, config)
         ]
-    if len(found) < FEWEST:
-        if config.learn == "both":
-            return card
-        raise ConfigError(
-            f"{len(found)} crystals of the database have an energy above {hull.name} by "
-            f"{potential.name}, and a critic needs {FEWEST}; run `symmbfn discover`"
-        )
     bar = progress.current()
-    bar.stage("critic", len(found))
-    energies = {TARGET: [one.energy_above_hull for one in found]}
-    data, _ = preprocess(
-        [one.structure for one in found], energies, views=1, on_crystal=bar.advance
-    )
-    parts = [data] if base is None or TARGET not in base.names else [data, base]
-    return load_card(add_critic(card, join(parts, (TARGET,)), card.path, config.seed))
+    bar.stage("energies", len(found))
+    data = None
+    if found:
+        energies = {TARGET: [one.energy_above_hull for one in found]}
+        structures = [one.structure for one in found]
+        data, _ = preprocess(structures, energies, views=1, on_crystal=bar.advance)
+    if data is not None and len(data) >= FEWEST:
+        return data
+    if config.learn == "critic":
+        raise ConfigError(
+            f"the database knows the energy of {0 if data is None else len(data)} crystals above "
+            f"{hull.name} by {potential.name}, and a critic needs {FEWEST}; run `symmbfn discover`"
+        )
+    return None
+
+
+def _add_critic(
+    config: RetrainConfig, made: Card, parent: Card, sets: Sets, judged: CrystalData
+) -> Card:
+    """Fit the critic of a new checkpoint; what the parent's knew is replayed with the base."""
+    from symmbfn.checkpoint import load_card
+    from symmbfn.critic import add_critic
+    from symmbfn.data import CrystalData
+
+    base = None if config.base is None else CrystalData.load(config.base)
+    replay = sets.base if parent.model.critic else base
+    folder = add_critic(made, judged, made.path, replay=replay, teacher=parent, seed=config.seed)
+    return load_card(folder)
 
 
 def _steps(config: RetrainConfig, mixed: int, share: float, new: int) -> int:

@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from db import training
+from db import queries, training
 from db.session import Database, open_database
 from db.training import Member, Relaxed
-from flows import checkpoints
+from flows import checkpoints, inputs
 from flows.errors import ConfigError
 from flows.retrain_settings import PROMOTED, RetrainConfig
 
 if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
     from symmbfn.checkpoint import Card
     from symmbfn.data import CrystalData
 
@@ -45,9 +47,13 @@ def freeze(config: RetrainConfig) -> int:
         "held_out": None if held_out is None else held_out.digest(),
     }
     with database.session(write=False) as session:
-        known = config.key is not None and training.frozen(session, config.key) is not None
-        found = [] if known else training.relaxed(session, config.filter)
-    members = [] if known else _members(config, found, card, base)
+        stored = None if config.key is None else training.frozen(session, config.key)
+        found = training.relaxed(session, config.filter) if stored is None else []
+        newest = queries.newest_candidate(session)
+    if config.learn != "generator":
+        now = {"by": inputs.judged_by(config.campaign), "newest": newest}
+        recipe["judged"] = now if stored is None else stored.recipe.get("judged", now)
+    members = _members(config, found, card, base) if stored is None else []
     with database.session() as session:
         return training.freeze(session, recipe, members, config.key).id
 
@@ -81,25 +87,26 @@ def _members(
             f"no relaxed crystal of the database fits {config.filter!r}; run `symmbfn discover`, "
             "or loosen --filter"
         )
-    allowed = [one for one in found if _allowed(one, config)]
+    fitting = [one for one in found if allowed(one.structure, config)]
     caps = element_caps(config, base)
-    kept = within_caps([_symbols(one) for one in allowed], caps)
+    kept = within_caps([_symbols(one.structure) for one in fitting], caps)
     if not kept:
         raise ConfigError(
             f"none of the {len(found)} crystals is left by elements and exclude; loosen them"
         )
     return [
         Member(one.relaxation_id, one.structure, properties(one, card.properties))
-        for one in (allowed[place] for place in kept)
+        for one in (fitting[place] for place in kept)
     ]
 
 
-def _symbols(one: Relaxed) -> set[str]:
-    return {element.symbol for element in one.structure.composition.elements}
+def _symbols(structure: Structure) -> set[str]:
+    return {element.symbol for element in structure.composition.elements}
 
 
-def _allowed(one: Relaxed, config: RetrainConfig) -> bool:
-    symbols = _symbols(one)
+def allowed(structure: Structure, config: RetrainConfig) -> bool:
+    """Say whether the settings let a crystal of these elements be learned from."""
+    symbols = _symbols(structure)
     inside = config.elements is None or symbols <= set(config.elements)
     return inside and symbols.isdisjoint(config.exclude)
 

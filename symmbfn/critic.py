@@ -73,13 +73,24 @@ def summarise(features: Tensor, atoms: Tensor) -> Tensor:
     return torch.cat([mean, spread, largest], 1)
 
 
-def add_critic(card: "Card", data: "CrystalData", out: str | Path, seed: int = 0) -> Path:
-    """Write a checkpoint with a critic that has learned from crystals; the rest stays.
+def add_critic(
+    card: "Card",
+    data: "CrystalData",
+    out: str | Path,
+    *,
+    replay: "CrystalData | None" = None,
+    teacher: "Card | None" = None,
+    seed: int = 0,
+) -> Path:
+    """Write a checkpoint whose critic has learned from crystals; its networks stay as they are.
 
     Args:
-        card: The checkpoint to start from; a critic that it has is forgotten.
+        card: The checkpoint to start from.
         data: Crystals as drawn, with `energy_above_hull` (eV/atom), also of unstable ones.
-        out: Folder, which may be that of `card`.
+        out: Folder, which may be that of `card`; what was measured of that one is left out.
+        replay: Other crystals. What the critic of the teacher says of them is learned again, so
+            that little is forgotten; where it has none, their own `energy_above_hull`, if known.
+        teacher: `card` unless given, or the checkpoint that its networks were fine-tuned from.
         seed: Of the training.
 
     Returns:
@@ -92,39 +103,70 @@ def add_critic(card: "Card", data: "CrystalData", out: str | Path, seed: int = 0
     from symmbfn.model import SymmBFN
 
     parent = load_model(card)
-    model = SymmBFN(replace(parent.config, critic=WIDTH), len(parent.templates))
-    weights = {n: v for n, v in parent.state_dict().items() if not n.startswith("critic.")}
+    model = SymmBFN(replace(parent.config, critic=WIDTH), len(parent.templates)).eval()
     model.known_sites = torch.zeros_like(parent.known_sites)
+    weights = {n: v for n, v in parent.state_dict().items() if not n.startswith("critic.")}
     model.load_state_dict(weights, strict=False)
-    figures = _fit(model.eval(), data, seed)
-    training = {**card.training, "critic": figures}
-    return save_checkpoint(out, model, model.state_dict(), training)
+    found = _with_energies(data)
+    if len(found) < FEWEST:
+        raise SymmBFNError(
+            f"{len(found)} crystals with {TARGET}: the critic needs {FEWEST} to learn from"
+        )
+    replayed = _replayed(parent if teacher is None else load_model(teacher), replay)
+    figures = _fit(model, found, replayed, seed)
+    return save_checkpoint(out, model, model.state_dict(), {**card.training, "critic": figures})
 
 
-def _fit(model: "SymmBFN", data: "CrystalData", seed: int) -> dict[str, float]:
-    """Fit the critic of a model; return how well it does on held-out chemical systems."""
-    from symmbfn.mixture import held_out, take
+def _with_energies(data: "CrystalData") -> "CrystalData":
+    """The crystals whose energy above the hull is known."""
+    from symmbfn.mixture import take
 
     if TARGET not in data.names:
-        raise SymmBFNError(f"no {TARGET} in the data: the critic learns from it")
-    column = data.names.index(TARGET)
-    data = take(data, (~data.properties[:, column].isnan()).nonzero()[:, 0])
-    if len(data) < FEWEST:
-        raise SymmBFNError(
-            f"{len(data)} crystals with {TARGET}: the critic needs {FEWEST} to learn from"
-        )
-    energies = data.properties[:, column].clamp(LOWEST, HIGHEST)
-    summaries = _summaries(model, data)
-    apart = held_out(data, SHARE_JUDGED)
+        return take(data, [])
+    return take(data, (~_energies(data).isnan()).nonzero()[:, 0])
+
+
+def _energies(data: "CrystalData") -> Tensor:
+    return data.properties[:, data.names.index(TARGET)].clamp(LOWEST, HIGHEST)
+
+
+def _replayed(teacher: "SymmBFN", data: "CrystalData | None") -> "CrystalData | None":
+    """The crystals with what the teacher's critic says of them, or else what is known."""
+    if data is None or teacher.critic is None:
+        return None if data is None else _with_energies(data)
+    with torch.no_grad():
+        energies = teacher.critic(_summaries(teacher, data))
+    return replace(data, properties=energies[:, None], names=(TARGET,))
+
+
+def _fit(
+    model: "SymmBFN", data: "CrystalData", replayed: "CrystalData | None", seed: int
+) -> dict[str, float | None]:
+    """Fit the critic of a model; return how well it does on held-out crystals of the data.
+
+    Those are of chemical systems held out, or every tenth where they would be too few or too many.
+    """
+    from symmbfn.mixture import held_out
+
     assert model.critic is not None
-    _learn(model.critic, summaries[~apart], energies[~apart], seed)
+    summaries, energies = _summaries(model, data), _energies(data)
+    apart = held_out(data, SHARE_JUDGED)
+    if not 0.5 * SHARE_JUDGED < apart.float().mean() < 3 * SHARE_JUDGED:
+        apart = torch.arange(len(data)) % round(1 / SHARE_JUDGED) == 0
+    shown = [summaries[~apart]], [energies[~apart]]
+    if replayed is not None and len(replayed):
+        shown[0].append(_summaries(model, replayed))
+        shown[1].append(_energies(replayed))
+    _learn(model.critic, torch.cat(shown[0]), torch.cat(shown[1]), seed)
     with torch.no_grad():
         told = model.critic(summaries[apart])
+    correlation = _rank_correlation(told, energies[apart])
     return {
         "crystals": int((~apart).sum()),
+        "replayed": 0 if replayed is None else len(replayed),
         "held_out": int(apart.sum()),
         "mean_absolute_error": round(float((told - energies[apart]).abs().mean()), 4),
-        "rank_correlation": round(_rank_correlation(told, energies[apart]), 3),
+        "rank_correlation": round(correlation, 3) if math.isfinite(correlation) else None,
     }
 
 
@@ -152,27 +194,28 @@ def _summary(model: "SymmBFN", batch: "Batch") -> Tensor:
 
 def _learn(critic: Critic, summaries: Tensor, energies: Tensor, seed: int) -> None:
     """Train it with the Huber loss, the learning rate falling to 0 as a cosine."""
-    torch.manual_seed(seed)
-    critic.train()
-    for layer in critic.layers:
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()
     critic.mean.copy_(summaries.mean(0))
     critic.spread.copy_(summaries.std(0, correction=0).clamp_min(1e-3))
-    optimizer = torch.optim.AdamW(
-        critic.layers.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
-    )
     batches = math.ceil(len(energies) / BATCH_SIZE)
     epochs = max(EPOCHS, math.ceil(LEAST_STEPS / batches))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(energies)).split(BATCH_SIZE):
-            error = critic(summaries[rows]) - energies[rows]
-            loss = nn.functional.huber_loss(error / UNIT, torch.zeros_like(error))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in critic.layers:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        optimizer = torch.optim.AdamW(
+            critic.layers.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+        critic.train()
+        for _ in range(epochs):
+            for rows in torch.randperm(len(energies)).split(BATCH_SIZE):
+                error = critic(summaries[rows]) - energies[rows]
+                loss = nn.functional.huber_loss(error / UNIT, torch.zeros_like(error))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
     critic.eval()
 
 

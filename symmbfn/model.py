@@ -8,6 +8,7 @@ lattice follow, given all sites, on their Gaussian flows; the network estimates 
 noise; coordinates stay on their Wyckoff positions.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -34,8 +35,7 @@ class ModelConfig:
         geometry: Size of the geometry network.
         properties: Names of the conditions, in the order of the networks' inputs.
         sigma1_coordinates, sigma1_lattice: Flow constants.
-        weight_letters, weight_elements, weight_coordinates, weight_lattice: Loss weights; a
-            network whose two are 0 stays as it is.
+        weight_letters, weight_elements, weight_coordinates, weight_lattice: Loss weights.
         drop_all: Share of training without any property; in the rest each is hidden with
             probability `drop_property`, and the number of elements with `drop_kinds` everywhere.
         critic: Width of the critic, 0 where there is none; see `symmbfn.critic`.
@@ -89,6 +89,7 @@ class Geometry:
     lattice: Tensor
 
 
+NETWORKS = ("sites", "geometry")
 _OF_THE_DATA = ("elements", "templates", "template_properties", "known_sites")
 
 
@@ -199,8 +200,18 @@ class SymmBFN(nn.Module):
 
     # ---------------------------------------------------------------- training
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        frozen: Collection[str] = (),
+    ) -> dict[str, Tensor]:
         """Training losses of a batch at random times.
+
+        Args:
+            batch: Crystals.
+            generator: Source of all randomness.
+            frozen: Networks, of `NETWORKS`, whose losses are left at 0.
 
         Returns:
             Scalars: `loss` (weighted sum); letters and elements, -log p per orbit, nats, given
@@ -211,9 +222,9 @@ class SymmBFN(nn.Module):
         weights = self.config
         template = self._template(batch, generator)
         letters = elements = coordinates = lattice = batch.lattice.new_zeros(())
-        if weights.weight_letters or weights.weight_elements:
+        if "sites" not in frozen:
             letters, elements = self._site_losses(batch, template, generator)
-        if weights.weight_coordinates or weights.weight_lattice:
+        if "geometry" not in frozen:
             coordinates, lattice = self._geometry_losses(batch, template, generator)
         return {
             "loss": weights.weight_letters * letters

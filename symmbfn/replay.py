@@ -108,7 +108,8 @@ def finish(trained: Card, origin: Origin, out: Path) -> Path:
         [source.template_properties[:kept], new.template_properties[rows]]
     )
     model.elements = source.elements | new.elements
-    model.known_sites = torch.cat([source.known_sites, new.known_sites]).unique()
+    known = (load_model(origin.parent).known_sites, source.known_sites, new.known_sites)
+    model.known_sites = torch.cat(known).unique()
     training = {**trained.training, BASE_TEMPLATES: kept}
     return save_checkpoint(out, model, model.state_dict(), training)
 

@@ -36,6 +36,7 @@ from symmbfn.wyckoff import IntArray, space_group
 
 DEFAULT_STEPS = 20
 DEFAULT_PROPOSALS = 4  # with a critic
+MOST_SITES = 4096  # arrangements of sites drawn together, whatever the size of a batch
 FAR = 100.0  # eV/atom, beyond all that a critic expects
 DEFAULT_BATCH_SIZE = 256
 MAX_TURNS = 20  # draws for each crystal asked for, before giving up
@@ -163,7 +164,8 @@ def _sites(
 
     Each crystal's are the best of some proposals.
     """
-    for chunk, template in templates.batches(rows, batch_size):
+    size = min(batch_size, max(1, MOST_SITES // proposals))
+    for chunk, template in templates.batches(rows, size):
         first = torch.arange(len(chunk), device=template.group.device) * proposals
         every = template.take(first.repeat_interleave(proposals) // proposals)
         sites, weights = draw_sites(

@@ -91,7 +91,7 @@ class Run:
             group["lr"] = rate
         torch.manual_seed(_mix(config.seed + 3, self.step))  # of the dropout
         generator = torch.Generator(config.device).manual_seed(_mix(config.seed, self.step))
-        losses = self.model.loss(batch.to(config.device), generator)
+        losses = self.model.loss(batch.to(config.device), generator, config.freeze)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from symmbfn.data import CrystalData
 from symmbfn.errors import SymmBFNError
-from symmbfn.model import ModelConfig
+from symmbfn.model import NETWORKS, ModelConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,6 +34,7 @@ class TrainConfig:
         bf16: Whether matrix products run in bfloat16.
         device: Torch device.
         model: The model.
+        freeze: Those of `model.NETWORKS` that are not trained.
         start_from: Checkpoint, by name or folder, whose weights the run starts from; the data may
             be other ones, and the properties more.
     """
@@ -53,6 +54,7 @@ class TrainConfig:
     bf16: bool = True
     device: str = "cpu"
     model: ModelConfig = field(default_factory=ModelConfig)
+    freeze: tuple[str, ...] = ()
     start_from: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +65,10 @@ class TrainConfig:
         """
         if self.model.critic and self.start_from is None:
             raise SymmBFNError("model.critic is made by 'symmbfn retrain': leave it out here")
+        if not set(self.freeze) < set(NETWORKS):
+            raise SymmBFNError(
+                f"freeze is {', '.join(self.freeze)}: it may be one of {', '.join(NETWORKS)}"
+            )
         for name, least in (("batch_size", 1), ("warmup", 1), ("max_steps", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise SymmBFNError(f"{name} is {value}: it must be at least {least}")

@@ -189,8 +189,11 @@ def test_what_was_looked_at_is_told_with_its_energy_at_rest_or_as_drawn(database
             session.add(stability(rows, at_rest.id, energy))
         session.get_one(Candidate, numbers[3]).state = "invalid"
         these = basis(rows.potential.id, rows.hull.id, rows.known.id)
-        found = training.looked_at(session, these)
-        other = training.looked_at(session, basis(rows.potential.id, rows.known.id, rows.known.id))
+        found = training.looked_at(session, these, numbers[-1])
+        earlier = training.looked_at(session, these, numbers[0])
+        another_hull = basis(rows.potential.id, rows.known.id, rows.known.id)
+        other = training.looked_at(session, another_hull, numbers[-1])
     formulas = [one.structure.reduced_formula for one in found]
     assert formulas == ["LiF", "NaCl", "RbI"] and other == []
+    assert [one.structure.reduced_formula for one in earlier] == ["LiF"]
     assert [one.energy_above_hull for one in found] == pytest.approx([0.01, 0.7, -0.02])

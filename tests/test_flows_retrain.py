@@ -390,7 +390,7 @@ def test_a_critic_learns_from_all_that_was_looked_at(
 
     config = _config(found, key="critic", learn="critic", template_share=0)
     frozen = training_set.freeze(config)
-    with pytest.raises(ConfigError, match=r"\d crystals of the database have .* needs 200"):
+    with pytest.raises(ConfigError, match=r"the energy of \d crystals .* needs 200"):
         stage_retrain.train(config, frozen)
     monkeypatch.setattr("symmbfn.critic.FEWEST", 6)
     with found[2].session(write=False) as session:
@@ -407,7 +407,9 @@ def test_a_critic_learns_from_all_that_was_looked_at(
     assert len(after["known_sites"]) > len(before["known_sites"])
     other = _config(found, learn="critic", campaign={**_basis(found), "hulls": ["nowhere"]})
     with pytest.raises(RelaxError, match="nowhere"):
-        stage_retrain.train(other, training_set.freeze(other))
+        training_set.freeze(other)
+    both = _config(found, elements=("U",))  # too little for a critic, which is then left alone
+    assert stage_retrain._judged(both, newest=99, database=found[2]) is None
 
 
 def _basis(found: tuple[Path, Path, Database]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """The critic: what it learns, and how the sampler listens to it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from symmbfn.crystal import Crystal
 from symmbfn.data import CrystalData, preprocess
 from symmbfn.errors import SymmBFNError
 from symmbfn.layers import Template
+from symmbfn.mixture import take
 from symmbfn.model import ModelConfig
 from symmbfn.sample import sample
 from symmbfn.site_network import Sites
@@ -127,8 +129,37 @@ def test_too_little_to_learn_from_is_told(parent: Path, tmp_path: Path) -> None:
     with pytest.raises(SymmBFNError, match=f"the critic needs {FEWEST}"):
         add_critic(load_card(parent), data, tmp_path)
     data, _ = preprocess(crystals(), {"band_gap": [0.1] * 6})
-    with pytest.raises(SymmBFNError, match="no energy_above_hull"):
+    with pytest.raises(SymmBFNError, match="0 crystals with energy_above_hull"):
         add_critic(load_card(parent), data, tmp_path)
+
+
+def test_one_chemical_system_is_learned_from_as_well(parent: Path, tmp_path: Path) -> None:
+    """Wherever the system falls: some crystals are held out, and some are not."""
+    data = judged()
+    for pair in ((7, 11), (10, 18), (2, 16), (18, 34)):
+        data.species[:, :2] = torch.tensor(pair)
+        card = load_card(add_critic(load_card(parent), data, tmp_path / "one"))
+        figures = card.training["critic"]
+        assert isinstance(figures, dict) and 0 < figures["held_out"] < figures["crystals"]
+        json.dumps(figures, allow_nan=False)
+
+
+def test_what_a_critic_knew_is_replayed(with_critic: Path, tmp_path: Path) -> None:
+    """New crystals that say nothing of oxygen leave what is known of it."""
+    data = judged()
+    stable = data.properties[:, 0] == 0
+    oxides, new = (take(data, mask.nonzero()[:, 0]) for mask in (stable, ~stable))
+    new = take(new, [*range(len(new))] * 2)
+    told = {}
+    for name, replay in (("forgets", None), ("replays", data)):
+        out = add_critic(load_card(with_critic), new, tmp_path / name, replay=replay)
+        critic = load_model(load_card(out))
+        batch = oxides.batch(range(len(oxides)))
+        nothing = torch.full((len(oxides), len(critic.config.properties)), torch.nan)
+        template = Template(batch.group, batch.mask, oxides.kinds(), nothing)
+        with torch.no_grad():
+            told[name] = critic.energies_above_hull(Sites(batch.letters, batch.species), template)
+    assert told["forgets"].mean() > 0.3 and told["replays"].mean() < 0.15
 
 
 def test_a_training_cannot_make_a_critic(with_critic: Path, parent: Path, tmp_path: Path) -> None:

@@ -257,6 +257,24 @@ def test_training_lowers_the_loss_and_resumes(data: CrystalData, tmp_path: Path)
         train(config, preprocess([make(NAMES[0])], {"band_gap": [1.0]})[0])
 
 
+def test_a_frozen_network_stays(data: CrystalData, checkpoint: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        out=tmp_path,
+        max_steps=2,
+        batch_size=8,
+        model=model_config(data, SMALL),
+        start_from=checkpoint,
+        freeze=("sites",),
+    )
+    before = load_model(load_card(checkpoint)).state_dict()
+    after = load_model(load_card(train(config, data))).state_dict()
+    names = [n for n in before if n.startswith(("sites.", "geometry."))]
+    moved = {n.split(".")[0] for n in names if not torch.equal(before[n], after[n])}
+    assert moved == {"geometry"}
+    with pytest.raises(SymmBFNError, match="freeze is sites, geometry: it may be one of"):
+        replace(config, freeze=("sites", "geometry"))
+
+
 def test_training_without_properties_resumes(tmp_path: Path) -> None:
     plain, _ = preprocess([make(name) for name in NAMES[:4]], {})
     config = TrainConfig(out=tmp_path, max_steps=2, model=model_config(plain, SMALL))

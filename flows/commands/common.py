@@ -53,7 +53,12 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="(default 0)")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
 ProposalsOption = Annotated[
     int | None,
-    typer.Option("--proposals", help="Site arrangements that the critic chooses from. (default 4)"),
+    typer.Option(
+        "--proposals",
+        min=1,
+        help="Site arrangements for each crystal, of which the critic chooses one. (default 4; 1 "
+        "without a critic)",
+    ),
 ]
 PropertyOption = Annotated[
     list[str] | None,
