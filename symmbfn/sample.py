@@ -14,6 +14,7 @@ and numbers at first, then others.
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from symmbfn.wyckoff import IntArray, space_group
 DEFAULT_STEPS = 20
 DEFAULT_PROPOSALS = 4  # with a critic
 MOST_SITES = 4096  # arrangements of sites drawn together, whatever the size of a batch
+BALANCE = 0.01  # eV/atom for each e-fold of mass: without it the choice drifts to heavy elements
 FAR = 100.0  # eV/atom, beyond all that a critic expects
 DEFAULT_BATCH_SIZE = 256
 MAX_TURNS = 20  # draws for each crystal asked for, before giving up
@@ -177,12 +179,21 @@ def _sites(
         yield chunk, template, sites, weights
 
 
+@cache
+def _atomic_masses() -> Tensor:
+    """(100,) of the elements, in u."""
+    return torch.tensor([float(Element.from_Z(z + 1).atomic_mass) for z in range(NUM_ELEMENTS)])
+
+
 @torch.no_grad()
 def _badness(model: SymmBFN, template: Template, sites: Sites, weights: Tensor) -> Tensor:
     """(B,) what the critic expects, eV/atom; far more where a training crystal has these sites."""
     badness = torch.isin(sites.codes(template.group, template.mask), model.known_sites) * FAR
     if model.critic is not None:
-        badness = badness + model.energies_above_hull(sites, template)
+        atoms = model.tables.multiplicities[template.group[:, None], sites.letters] * template.mask
+        masses = _atomic_masses().to(atoms.device)[sites.species]
+        mass = (atoms * masses).sum(1) / atoms.sum(1)
+        badness = badness + model.energies_above_hull(sites, template) + BALANCE * mass.log()
     return badness.masked_fill(weights.isneginf(), torch.inf)
 
 
