@@ -183,7 +183,8 @@ def _judged(config: RetrainConfig, newest: int, database: Database) -> CrystalDa
     if config.learn == "critic":
         raise ConfigError(
             f"the database knows the energy of {0 if data is None else len(data)} crystals above "
-            f"{hull.name} by {potential.name}, and a critic needs {FEWEST}; run `symmbfn discover`"
+            f"hull {hull.name}, by potential {potential.name}, and a critic needs {FEWEST}; run "
+            f"`symmbfn discover -n {FEWEST}`"
         )
     return None
 

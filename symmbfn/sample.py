@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pymatgen.core import Composition
 from pymatgen.core.periodic_table import Element
 from torch import Tensor
 
@@ -38,11 +39,14 @@ from symmbfn.wyckoff import IntArray, space_group
 DEFAULT_STEPS = 20
 DEFAULT_PROPOSALS = 4  # with a critic
 MOST_SITES = 4096  # arrangements of sites drawn together, whatever the size of a batch
-BALANCE = 0.01  # eV/atom for each e-fold of mass: without it the choice drifts to heavy elements
-FAR = 100.0  # eV/atom, beyond all that a critic expects
+# What makes an arrangement worse than the critic finds it, eV/atom:
+FAR = 100.0  # a training crystal has the same sites
+UNBALANCED = 0.05  # no oxidation states are neutral
+BY_MASS = 0.01  # each e-fold of the mean atomic mass, or the choice drifts to heavy elements
 DEFAULT_BATCH_SIZE = 256
 MAX_TURNS = 20  # draws for each crystal asked for, before giving up
 TURNS_PER_TEMPLATE = 4
+_SYMBOLS = [Element.from_Z(number).symbol for number in range(1, NUM_ELEMENTS + 1)]
 FORMULA_TRIES = 512  # templates to fill with a given formula
 
 
@@ -179,6 +183,18 @@ def _sites(
         yield chunk, template, sites, weights
 
 
+def _unbalanced(atoms: Tensor, species: Tensor) -> Tensor:
+    """(B,) 1 where the composition, of `atoms` (B, N) of `species` (B, N), is not valid, else 0."""
+    flaws = []
+    for counts, elements in zip(atoms.tolist(), species.tolist(), strict=True):
+        amounts: dict[str, int] = defaultdict(int)
+        for count, element in zip(counts, elements, strict=True):
+            if count:
+                amounts[_SYMBOLS[element]] += count
+        flaws.append(not metrics.composition_valid(Composition(amounts)))
+    return torch.tensor(flaws, dtype=torch.float, device=atoms.device)
+
+
 @cache
 def _atomic_masses() -> Tensor:
     """(100,) of the elements, in u."""
@@ -187,13 +203,14 @@ def _atomic_masses() -> Tensor:
 
 @torch.no_grad()
 def _badness(model: SymmBFN, template: Template, sites: Sites, weights: Tensor) -> Tensor:
-    """(B,) what the critic expects, eV/atom; far more where a training crystal has these sites."""
+    """(B,) what the critic expects, eV/atom, and what makes arrangements worse; see above."""
     badness = torch.isin(sites.codes(template.group, template.mask), model.known_sites) * FAR
     if model.critic is not None:
         atoms = model.tables.multiplicities[template.group[:, None], sites.letters] * template.mask
         masses = _atomic_masses().to(atoms.device)[sites.species]
         mass = (atoms * masses).sum(1) / atoms.sum(1)
-        badness = badness + model.energies_above_hull(sites, template) + BALANCE * mass.log()
+        badness = badness + model.energies_above_hull(sites, template) + BY_MASS * mass.log()
+        badness = badness + UNBALANCED * _unbalanced(atoms, sites.species)
     return badness.masked_fill(weights.isneginf(), torch.inf)
 
 

@@ -16,7 +16,7 @@ from symmbfn.errors import SymmBFNError
 from symmbfn.layers import Template
 from symmbfn.mixture import take
 from symmbfn.model import ModelConfig
-from symmbfn.sample import sample
+from symmbfn.sample import _unbalanced, sample
 from symmbfn.site_network import Sites
 from symmbfn.train_config import TrainConfig
 from tests.flows_support import crystals, tiny_checkpoint
@@ -91,6 +91,12 @@ def test_sites_of_training_crystals_come_last(with_critic: Path, tmp_path: Path)
         8 in one and one <= {*(data.species[oxides, :2] + 1).flatten().tolist()} for one in pairs
     ]
     assert sum(known) < 0.1 * len(drawn)
+
+
+def test_compositions_without_balance_are_told() -> None:
+    atoms = torch.tensor([[1, 1, 0], [1, 2, 0], [2, 1, 1], [3, 1, 0]])
+    species = torch.tensor([[10, 16, 0], [10, 16, 0], [10, 16, 16], [28, 12, 0]])
+    assert _unbalanced(atoms, species).tolist() == [0, 1, 0, 0]  # NaCl, NaCl2, Na2Cl2, an alloy
 
 
 def test_sites_have_the_same_code_in_any_order_and_with_any_padding() -> None:
