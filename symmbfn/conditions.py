@@ -134,13 +134,15 @@ def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:
         raise SymmBFNError("no element is left: loosen --elements or --exclude")
     required = _mask(conditions.require, known, card)
     if (required & ~allowed).any():
+        missing = [Element.from_Z(z + 1).symbol for z in (required & ~allowed).nonzero()[:, 0]]
         raise SymmBFNError(
-            "a required element is excluded, or not among --elements: loosen one of them"
+            f"required element {', '.join(missing)} is excluded, or not among --elements: loosen "
+            "one of them"
         )
     if conditions.num_atoms is not None and conditions.num_atoms > conditions.max_atoms:
         raise SymmBFNError(
-            f"{conditions.num_atoms} atoms are more than the {conditions.max_atoms} allowed: "
-            "raise --max-atoms"
+            f"--num-atoms {conditions.num_atoms}: its atoms are more than the "
+            f"{conditions.max_atoms} of --max-atoms; lower the one or raise the other"
         )
     wanted = conditions.num_atoms
     rules = Rules(

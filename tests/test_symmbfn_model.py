@@ -390,7 +390,7 @@ def test_required_elements_systems_and_numbers_of_atoms_hold(checkpoint: Path) -
         (Conditions(num_atoms=30), "raise --max-atoms"),
         (Conditions(crystal_systems=("cubist",)), "choose triclinic"),
         (Conditions(crystal_systems=("cubic",), space_groups=(1,)), "none of the space groups"),
-        (Conditions(require=("Na",), exclude=("Na",)), "required element is excluded"),
+        (Conditions(require=("Na",), exclude=("Na",)), "required element Na is excluded"),
         (
             Conditions(
                 require=("Na", "Cl", "O", "Mg"),
