@@ -141,8 +141,8 @@ def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:
         )
     if conditions.num_atoms is not None and conditions.num_atoms > conditions.max_atoms:
         raise SymmBFNError(
-            f"--num-atoms {conditions.num_atoms}: its atoms are more than the "
-            f"{conditions.max_atoms} of --max-atoms; lower the one or raise the other"
+            f"--num-atoms {conditions.num_atoms} is more than the {conditions.max_atoms} atoms "
+            "allowed: lower it, or raise --max-atoms"
         )
     wanted = conditions.num_atoms
     rules = Rules(
