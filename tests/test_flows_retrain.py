@@ -392,13 +392,13 @@ def test_a_critic_learns_from_all_that_was_looked_at(
     frozen = training_set.freeze(config)
     with pytest.raises(ConfigError, match=r"the energy of \d crystals .* needs 200"):
         stage_retrain.train(config, frozen)
-    monkeypatch.setattr("symmbfn.critic.FEWEST", 6)
+    monkeypatch.setattr("symmbfn.critic.FEWEST", 2)
     with found[2].session(write=False) as session:
         made, above = training.ancestry(session, stage_retrain.train(config, frozen))
     child, parent = load_card(made.name), load_card(above.name)
     assert (proposals_of(child), proposals_of(parent)) == (4, 1)
     figures = made.metrics["training"]["critic"]
-    assert figures["crystals"] + figures["held_out"] >= 6
+    assert figures["crystals"] + figures["held_out"] >= 2
     before = load_model(parent).state_dict()
     after = load_model(child).state_dict()
     names = [name for name in before if name.startswith(("sites.", "geometry."))]
@@ -410,6 +410,26 @@ def test_a_critic_learns_from_all_that_was_looked_at(
         training_set.freeze(other)
     both = _config(found, elements=("U",))  # too little for a critic, which is then left alone
     assert stage_retrain._judged(both, newest=99, database=found[2]) is None
+
+
+def test_the_critic_of_the_parent_stays_where_the_networks_learn_alone(
+    found: tuple[Path, Path, Database], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from symmbfn.checkpoint import load_card, load_model
+    from symmbfn.critic import add_critic
+
+    monkeypatch.setattr("symmbfn.critic.FEWEST", 6)
+    data = _data(crystals(), energy_above_hull=[0.1 * i for i in range(6)])
+    parent = add_critic(load_card(found[1]), data, tmp_path / "parent")
+    config = _config(found, key="stays", learn="generator", checkpoint=str(parent))
+    frozen = training_set.freeze(config)
+    with found[2].session(write=False) as session:
+        made = training.ancestry(session, stage_retrain.train(config, frozen))[0]
+    before, after = (load_model(load_card(one)).state_dict() for one in (parent, made.name))
+    same = {name for name in before if name in after and torch.equal(before[name], after[name])}
+    critic = {name for name in before if name.startswith("critic.")}
+    assert critic and critic <= same
+    assert not {name for name in before if name.startswith("sites.")} <= same
 
 
 def _basis(found: tuple[Path, Path, Database]) -> dict[str, object]:
