@@ -226,7 +226,10 @@ def test_signs_of_drift() -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Database]:
     """A folder, a tiny checkpoint, and a database with a campaign of it."""
-    home = tmp_path_factory.mktemp("retrain")
+    return _campaign(tmp_path_factory.mktemp("retrain"))
+
+
+def _campaign(home: Path) -> tuple[Path, Path, Database]:
     checkpoint = tiny_checkpoint(home / "parent")
     url = f"sqlite:///{home / 'found.db'}"
     run_stages(tiny_config(checkpoint, url, n=6, batch_size=6))
@@ -383,11 +386,12 @@ def test_a_killed_training_goes_on_with_the_same_set(
 
 
 def test_a_critic_learns_from_all_that_was_looked_at(
-    found: tuple[Path, Path, Database], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from symmbfn.checkpoint import load_card, load_model
     from symmbfn.sample import proposals_of
 
+    found = _campaign(tmp_path)  # its own: the other tests add crystals that count
     config = _config(found, key="critic", learn="critic", template_share=0)
     frozen = training_set.freeze(config)
     with pytest.raises(ConfigError, match=r"the energy of \d crystals .* needs 200"):
