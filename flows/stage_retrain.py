@@ -197,8 +197,9 @@ def _add_critic(
     from symmbfn.critic import add_critic
     from symmbfn.data import CrystalData
 
-    base = None if config.base is None else CrystalData.load(config.base)
-    replay = sets.base if parent.model.critic else base
+    replay: CrystalData | None = sets.base
+    if not parent.model.critic:  # the base's own energies, which `sets.base` may lack
+        replay = None if config.base is None else CrystalData.load(config.base)
     folder = add_critic(made, judged, made.path, replay=replay, teacher=parent, seed=config.seed)
     return load_card(folder)
 

@@ -85,6 +85,11 @@ class GroupTables(nn.Module):
         }.items():
             self.register_buffer(name, value, persistent=False)
 
+    def atoms_of(self, group: Tensor, letters: Tensor, mask: Tensor) -> Tensor:
+        """(B, N) atoms in the primitive cell of orbits on the positions `letters` (B, N)."""
+        atoms: Tensor = self.multiplicities[group[:, None], letters] * mask
+        return atoms
+
 
 @dataclass
 class Atoms:
@@ -105,7 +110,7 @@ class Atoms:
 
 def expand(tables: GroupTables, group: Tensor, letters: Tensor, mask: Tensor) -> Atoms:
     """The atoms of orbits on the positions `letters` (B, N) of the groups (B,)."""
-    counts = tables.multiplicities[group[:, None], letters] * mask  # (B, N)
+    counts = tables.atoms_of(group, letters, mask)
     stops = counts.cumsum(1)
     slots = torch.arange(int(stops[:, -1].max()), device=group.device).expand(len(group), -1)
     orbit = torch.searchsorted(stops, slots.contiguous(), right=True)

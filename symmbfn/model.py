@@ -311,7 +311,7 @@ class SymmBFN(nn.Module):
         nothing = torch.full_like(template.properties, torch.nan)
         with torch.autocast(template.group.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.sites.features(sites, replace(template, properties=nothing))
-        atoms = self.tables.multiplicities[template.group[:, None], sites.letters] * template.mask
+        atoms = self.tables.atoms_of(template.group, sites.letters, template.mask)
         return summarise(features.float(), atoms)
 
     def energies_above_hull(self, sites: Sites, template: Template) -> Tensor:

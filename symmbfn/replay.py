@@ -94,12 +94,12 @@ def finish(trained: Card, origin: Origin, out: Path) -> Path:
     Returns:
         The folder.
     """
-    model = load_model(trained)
+    model, parent = load_model(trained), load_model(origin.parent)
     if origin.base is not None:
         source = SymmBFN.for_data(trained.model, origin.base)
         kept = len(source.templates)
     else:
-        source = load_model(origin.parent)
+        source = parent
         kept = int(str(origin.parent.training.get(BASE_TEMPLATES, len(source.templates))))
     new = SymmBFN.for_data(trained.model, origin.new)
     rows = repeated(len(origin.new), kept, origin.share, seed=0)
@@ -108,7 +108,7 @@ def finish(trained: Card, origin: Origin, out: Path) -> Path:
         [source.template_properties[:kept], new.template_properties[rows]]
     )
     model.elements = source.elements | new.elements
-    known = (load_model(origin.parent).known_sites, source.known_sites, new.known_sites)
+    known = (parent.known_sites, source.known_sites, new.known_sites)
     model.known_sites = torch.cat(known).unique()
     training = {**trained.training, BASE_TEMPLATES: kept}
     return save_checkpoint(out, model, model.state_dict(), training)

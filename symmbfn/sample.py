@@ -206,7 +206,7 @@ def _badness(model: SymmBFN, template: Template, sites: Sites, weights: Tensor) 
     """(B,) what the critic expects, eV/atom, and what makes arrangements worse; see above."""
     badness = torch.isin(sites.codes(template.group, template.mask), model.known_sites) * FAR
     if model.critic is not None:
-        atoms = model.tables.multiplicities[template.group[:, None], sites.letters] * template.mask
+        atoms = model.tables.atoms_of(template.group, sites.letters, template.mask)
         masses = _atomic_masses().to(atoms.device)[sites.species]
         mass = (atoms * masses).sum(1) / atoms.sum(1)
         badness = badness + model.energies_above_hull(sites, template) + BY_MASS * mass.log()
