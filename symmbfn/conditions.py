@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pymatgen.core import Composition, Element
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from symmbfn.elements import NUM_ELEMENTS
 from symmbfn.errors import SymmBFNError
 from symmbfn.layers import Template
 from symmbfn.model import SymmBFN
-from symmbfn.occupation import exactly, totals, up_to
+from symmbfn.occupation import exactly, orbits_for, totals, up_to
 from symmbfn.wyckoff import FloatArray, IntArray
 
 MAX_ATOMS = 20  # of the training data
@@ -228,6 +229,14 @@ def _allowed_templates(
             f"{_group_names(groups)} cannot be made of {conditions.num_atoms or asked} atoms, as "
             "crystals of the training data are: loosen the number of atoms or the space groups"
         )
+    if rules.formula is not None:
+        fits &= _can_hold(table, rules.formula, rules.num_atoms)
+        if not fits.any():
+            raise SymmBFNError(
+                f"no Wyckoff positions of {_group_names(groups)} hold {conditions.formula} in at "
+                f"most {conditions.max_atoms} atoms, with as many orbits as crystals of the "
+                "training data have: loosen the space groups or the number of atoms"
+            )
     most, least = int(rules.elements.sum()), int(rules.required.sum())
     fits &= (table[:, 2] <= most) & (table[:, 2] >= least)
     if not fits.any():
@@ -236,6 +245,17 @@ def _allowed_templates(
             "loosen the elements or the space groups"
         )
     return np.flatnonzero(fits)
+
+
+def _can_hold(table: IntArray, formula: Mapping[int, int], num_atoms: int) -> NDArray[np.bool_]:
+    """(n,) whether group and orbits of (n, 3) templates can hold the formula, in so many atoms."""
+    unit = sum(formula.values())
+    units = [n for n in range(1, num_atoms.bit_length()) if num_atoms & exactly(n * unit)]
+    orbits = {
+        group: [orbits_for(group + 1, tuple(n * count for count in formula.values())) for n in units]
+        for group in np.unique(table[:, 0]).tolist()
+    }
+    return np.array([any(o >> k & 1 for o in orbits[group]) for group, k, _ in table.tolist()])
 
 
 def nearness(properties: FloatArray, targets: FloatArray) -> FloatArray:

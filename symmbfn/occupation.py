@@ -66,6 +66,38 @@ def possible_positions(
     return possible
 
 
+def orbits_for(number: int, amounts: tuple[int, ...]) -> int:
+    """Numbers of orbits that can hold so many atoms of each element; 0 where none can.
+
+    Args:
+        number: Of the space group.
+        amounts: Atoms of each element in the primitive cell, in any order.
+
+    Returns:
+        A set of numbers of orbits, as those of atoms are.
+    """
+    fixed, free = _multiplicities(number)
+    return _orbits_for(amounts, tuple(sorted(fixed.values())), frozenset(free.values()))
+
+
+@lru_cache(maxsize=1 << 16)
+def _orbits_for(amounts: tuple[int, ...], fixed: tuple[int, ...], free: frozenset[int]) -> int:
+    """See `orbits_for`: `fixed` are the multiplicities of positions that one orbit fills."""
+    if not amounts:
+        return 1
+    first, *others = amounts
+    if not first:
+        return _orbits_for(tuple(others), fixed, free)
+    found = 0
+    for atoms in {*fixed, *free}:
+        if atoms <= first:
+            left = list(fixed)
+            if atoms not in free:
+                left.remove(atoms)
+            found |= _orbits_for((first - atoms, *others), tuple(left), free) << 1
+    return found
+
+
 @cache
 def fixed_positions(number: int) -> frozenset[int]:
     """Positions without free coordinates, of which an orbit fills the whole."""

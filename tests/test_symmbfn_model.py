@@ -349,6 +349,7 @@ def test_a_formula_is_kept_and_an_impossible_one_refused(checkpoint: Path) -> No
         (Conditions(formula="SrTiO3", exclude=("O",)), "has other elements"),
         (Conditions(formula="Quux"), "cannot be read"),
         (Conditions(formula="SrTiO3", space_groups=(227,), max_atoms=5), "loosen the number"),
+        (Conditions(formula="SrTiO3", space_groups=(225,), max_atoms=10), "no Wyckoff positions"),
     ):
         with pytest.raises(SymmBFNError, match=message):
             sample(checkpoint, 1, seed=0, steps=1, conditions=conditions)

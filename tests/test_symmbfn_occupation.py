@@ -1,12 +1,13 @@
 """Numbers of atoms, against trying every choice of positions."""
 
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import pytest
 
 from symmbfn.occupation import (
     exactly,
     fixed_positions,
+    orbits_for,
     possible_positions,
     totals,
     up_to,
@@ -45,3 +46,24 @@ def test_possible_positions_leave_a_way_to_the_end(number: int, wanted: int) -> 
             if letter in chosen and exactly(int(atoms[0] + sum(atoms[list(chosen)]))) & wanted
         ]
         assert possible[letter] == bool(ends), letter
+
+
+@pytest.mark.parametrize("number", [2, 62, 166, 216, 225])
+@pytest.mark.parametrize("amounts", [(1,), (1, 1), (4, 4), (1, 2, 2), (2, 2, 6), (3, 5)])
+def test_orbits_for_amounts_are_those_of_every_choice(
+    number: int, amounts: tuple[int, ...]
+) -> None:
+    atoms = space_group(number).primitive_multiplicities
+    most = 4
+    expected = 0
+    for orbits in range(1, most + 1):
+        for chosen, elements in product(
+            choices(number, orbits), product(range(len(amounts)), repeat=orbits)
+        ):
+            held = [0] * len(amounts)
+            for letter, element in zip(chosen, elements, strict=True):
+                held[element] += int(atoms[letter])
+            if tuple(held) == amounts:
+                expected |= exactly(orbits)
+                break
+    assert orbits_for(number, amounts) & up_to(most) == expected
