@@ -94,7 +94,8 @@ def wanted(
         limit: at most so many.
         filter: text in the OPTIMADE language; None for all.
         policy: which crystals first. ``stable``: the lowest above their hull, suspects left out;
-            ``uncertain``: the nearest to the stable threshold, on either side, suspects left out;
+            ``uncertain``: those of which two potentials think most differently, and after them the
+            nearest to the stable threshold, on either side, suspects left out;
             ``quarantined``: the suspects, the lowest first; None: the lowest first, of all.
         stable: threshold that ``uncertain`` means, eV/atom above the hull.
         resubmit: take those whose calculation failed, instead of those that have none.
@@ -115,7 +116,8 @@ def wanted(
     )
     if filter is not None:
         rows = rows.where(filters.parse(filter, FIELDS))
-    order: ColumnElement[Any] = Stability.energy_above_hull.expression
+    above: ColumnElement[Any] = Stability.energy_above_hull.expression
+    order = [above.is_(None), above]
     if policy is not None:
         suspect = Stability.verdict == "quarantined"
         rows = rows.where(
@@ -124,8 +126,9 @@ def wanted(
             suspect if policy == "quarantined" else ~suspect,
         )
     if policy == "uncertain":
-        order = func.abs(Stability.energy_above_hull - stable)
-    rows = rows.order_by(order.is_(None), order, Candidate.id).limit(limit)
+        spread = FIELDS["energy_above_hull_spread"].column
+        order = [spread.is_(None), spread.desc(), func.abs(above - stable)]
+    rows = rows.order_by(*order, Candidate.id).limit(limit)
     return [
         Wanted(relaxation, material_id(candidate), formula, structure_from_dict(structure))
         for relaxation, candidate, formula, structure in session.execute(rows)

@@ -28,6 +28,7 @@ from db.models import (
     Candidate,
     CandidateElement,
     DftCalculation,
+    Judgement,
     Potential,
     Provenance,
     Reference,
@@ -113,6 +114,23 @@ def _of_dft(column: Any, *, state: str | None = "completed") -> ColumnElement[An
     )
 
 
+_JUDGE = aliased(Potential)
+
+
+def _of_judge(column: Any) -> ColumnElement[Any]:
+    """The value of the newest second opinion on the relaxation."""
+    return (
+        select(column)
+        .select_from(Judgement)
+        .join(_JUDGE, _JUDGE.id == Judgement.potential_id)
+        .where(Judgement.relaxation_id == Relaxation.id)
+        .order_by(Judgement.id.desc())
+        .limit(1)
+        .correlate(Relaxation)
+        .scalar_subquery()
+    )
+
+
 def candidate_rows(*columns: Any, campaign: Campaign | None = None) -> Select[Any]:
     """Select from candidates, each with one verdict and the relaxation that it judges.
 
@@ -166,6 +184,8 @@ def drawn_first_in(campaign_id: int) -> ColumnElement[bool]:
 
 MATERIAL_ID = literal(PREFIX, String) + cast(Candidate.id, String)
 
+_JUDGED = _of_judge(Judgement.energy_above_hull)
+
 FIELDS: dict[str, Field] = {
     "material_id": Field(MATERIAL_ID, "text"),
     "formula_pretty": Field(Candidate.formula_pretty.expression, "text"),
@@ -190,6 +210,10 @@ FIELDS: dict[str, Field] = {
     "potential": Field(Potential.name.expression, "text"),
     "precision": Field(Potential.dtype.expression, "text"),
     "hull": Field(Reference.name.expression, "text"),
+    "judge": Field(_of_judge(_JUDGE.name), "text"),
+    "judge_verdict": Field(_of_judge(Judgement.verdict), "text", VERDICTS),
+    "judge_energy_above_hull": Field(_JUDGED, "number"),
+    "energy_above_hull_spread": Field(func.abs(Stability.energy_above_hull - _JUDGED), "number"),
     "dft_state": Field(_of_dft(DftCalculation.state, state=None), "text", DFT_STATES),
     "dft_verdict": Field(_of_dft(DftCalculation.verdict), "text", VERDICTS),
     "dft_energy_above_hull": Field(_of_dft(DftCalculation.energy_above_hull), "number"),

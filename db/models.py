@@ -368,6 +368,9 @@ class Relaxation(Base):
     stabilities: Mapped[list[Stability]] = relationship(
         init=False, repr=False, order_by="Stability.id"
     )
+    judgements: Mapped[list[Judgement]] = relationship(
+        init=False, repr=False, order_by="Judgement.id"
+    )
     dft_calculations: Mapped[list[DftCalculation]] = relationship(
         init=False, repr=False, order_by="DftCalculation.id"
     )
@@ -418,6 +421,43 @@ class Stability(Base):
 
     hull: Mapped[Reference] = relationship(init=False, repr=False, foreign_keys=[hull_id])
     known: Mapped[Reference] = relationship(init=False, repr=False, foreign_keys=[known_id])
+
+    def __post_init__(self) -> None:
+        """Hash the settings, which are part of the unique key."""
+        self.settings_hash = content_hash(self.settings)
+
+
+class Judgement(Base):
+    """What a second potential says of a relaxed crystal, which it relaxes once more."""
+
+    __tablename__ = "judgement"
+    __table_args__ = (
+        UniqueConstraint("relaxation_id", "potential_id", "hull_id", "settings_hash"),
+        _one_of("verdict", VERDICTS),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    relaxation_id: Mapped[int] = mapped_column(ForeignKey("relaxation.id"))
+    potential_id: Mapped[int] = mapped_column(ForeignKey("potential.id"))
+    hull_id: Mapped[int] = mapped_column(ForeignKey("reference.id"))
+    settings: Mapped[Document]
+    """Of the second relaxation, and the thresholds of the verdict."""
+    settings_hash: Mapped[str] = mapped_column(init=False)
+    status: Mapped[str]
+    """The word of the second relaxation; only ``converged`` has a verdict by energy."""
+    verdict: Mapped[str] = mapped_column(default="not_assessable")
+    reason: Mapped[str | None] = mapped_column(default=None)
+    """Why there is no energy above hull."""
+    structure: Mapped[Document | None] = mapped_column(default=None)
+    energy_per_atom: Mapped[float | None] = mapped_column(default=None)
+    formation_energy_per_atom: Mapped[float | None] = mapped_column(default=None)
+    energy_above_hull: Mapped[float | None] = mapped_column(default=None)
+    steps: Mapped[int | None] = mapped_column(default=None)
+    seconds: Mapped[float | None] = mapped_column(default=None)
+    created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)
+
+    potential: Mapped[Potential] = relationship(init=False, repr=False)
+    hull: Mapped[Reference] = relationship(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Hash the settings, which are part of the unique key."""

@@ -14,7 +14,7 @@ from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Select, case, exists, func, inspect, select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from db import filters
 from db.documents import content_hash, structure_from_dict
@@ -29,6 +29,7 @@ from db.fields import (
     fields_of,
 )
 from db.ids import candidate_id, material_id
+from db.judgements import Judge, Unjudged, judged_counts, record_judgement, unjudged
 from db.leases import Claim, claim, record_relaxation, release, renew, unfinished
 from db.models import (
     Base,
@@ -36,6 +37,7 @@ from db.models import (
     Campaign,
     Candidate,
     DftCalculation,
+    Judgement,
     Provenance,
     Ranking,
     Relaxation,
@@ -82,9 +84,11 @@ __all__ = [
     "Budget",
     "Claim",
     "Fallen",
+    "Judge",
     "Like",
     "Relaxed",
     "Stored",
+    "Unjudged",
     "Unranked",
     "add_batch",
     "add_candidate",
@@ -101,12 +105,14 @@ __all__ = [
     "fallen",
     "finish_campaign",
     "get_or_create_campaign",
+    "judged_counts",
     "lock_verdicts",
     "mark_duplicate",
     "material_id",
     "newest_candidate",
     "pass_over",
     "places_taken",
+    "record_judgement",
     "record_relaxation",
     "record_stability",
     "register_checkpoint",
@@ -120,6 +126,7 @@ __all__ = [
     "unfinished",
     "unfinished_seeds",
     "unique_like",
+    "unjudged",
     "unplaced",
     "unranked",
     "unscreened",
@@ -286,8 +293,8 @@ def candidate(session: Session, material_id: str) -> dict[str, Any]:
     Returns:
         Plain JSON values: the columns of the candidate, ``provenance`` (each with ``batch``,
         ``campaign`` and ``checkpoint``), ``rankings``, and ``relaxations`` (each with
-        ``potential``, ``dft_calculations``, which have ``hull``, and ``stabilities``, which have
-        ``hull`` and ``known``).
+        ``potential``, ``dft_calculations``, which have ``hull``, ``judgements``, which have
+        ``potential`` and ``hull``, and ``stabilities``, which have ``hull`` and ``known``).
 
     Raises:
         DatabaseError: when there is no such candidate.
@@ -305,6 +312,9 @@ def candidate(session: Session, material_id: str) -> dict[str, Any]:
             ranked,
             relaxed.joinedload(Relaxation.potential),
             relaxed.selectinload(Relaxation.dft_calculations).joinedload(DftCalculation.hull),
+            relaxed.selectinload(Relaxation.judgements).options(
+                joinedload(Judgement.potential), joinedload(Judgement.hull)
+            ),
             judged.joinedload(Stability.hull),
             judged.joinedload(Stability.known),
         ],

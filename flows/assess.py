@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
     from relax.hull import Hull
+    from relax.optimize import RelaxResult
     from relax.potentials import PotentialInfo
 
 
@@ -49,6 +50,34 @@ class Verdict(Tiered):
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Opinion(Tiered):
+    """What a judge says of one crystal; energies in eV/atom, NaN where not assessable."""
+
+    energy_above_hull: float
+    formation_energy_per_atom: float
+    verdict: str
+    reason: str | None
+
+
+def opinion(result: RelaxResult, hull: Hull, thresholds: ThresholdSettings) -> Opinion:
+    """Judge a relaxed crystal by its energy alone; one that cannot be never stops the others."""
+    from relax.errors import RelaxError
+
+    formation, above, reason = math.nan, math.nan, result.reason or None
+    if result.status == "converged" and result.structure is not None:
+        assert result.energy_per_atom is not None  # as every converged result has
+        try:
+            formation, above = place(
+                hull, result.potential, result.structure, result.energy_per_atom
+            )
+        except RelaxError:  # the settings are wrong, not the crystal
+            raise
+        except Exception as error:  # Qhull raises whatever a strange crystal makes it
+            reason = f"{type(error).__name__}: {one_line(error)}"
+    return Opinion(above, formation, tier(above, thresholds), reason)
 
 
 def tier(energy_above_hull: float, thresholds: ThresholdSettings) -> str:

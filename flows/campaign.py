@@ -1,4 +1,4 @@
-"""The discovery campaign: generate → rank → relax → screen, each stage stored as it goes."""
+"""The discovery campaign: generate → rank → relax → screen → judge, each stored as it goes."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ def _campaign(config: CampaignConfig) -> int:
     tasks.rank(config, campaign)
     _relax(config, campaign)
     tasks.screen(config, campaign)
+    if config.judge is not None:
+        tasks.judge(config, campaign)
+    tasks.finish(config, campaign)
     tasks.publish(config, campaign)
     return campaign
 

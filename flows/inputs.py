@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.errors import ConfigError
-from flows.settings import CampaignConfig
+from flows.settings import CampaignConfig, JudgeSettings
 
 if TYPE_CHECKING:
     from relax.hull import Hull
@@ -54,6 +54,8 @@ def check(config: CampaignConfig) -> Inputs:
     others = tuple(load_hull(name) for name in config.hulls[1:])
     if config.training_reference is not None:
         load_reference(config.training_reference)
+    if config.judge is not None:
+        judge(config, config.judge)
     return Inputs(card, potential, (hull, *others), reference)
 
 
@@ -92,6 +94,23 @@ def check_stability(config: CampaignConfig) -> tuple[PotentialInfo, Hull, Refere
     for hull in hulls:
         hull.scheme_for(potential, with_structures=True)
     return potential, hulls[0], load_reference(config.reference)
+
+
+def judge(config: CampaignConfig, settings: JudgeSettings) -> tuple[PotentialInfo, Hull]:
+    """Find the potential of the second opinion, and the hull that its energies are placed against.
+
+    Raises:
+        ConfigError: It is the potential of the first one.
+        RelaxError: One of them is not there, or their energies cannot be compared.
+    """
+    potential = potential_info(settings.potential)
+    if potential == potential_info(config.potential):
+        raise ConfigError(
+            f"judge: {potential.name} has given the first verdict; name another potential"
+        )
+    hull = load_hull(settings.hull or config.hulls[0])
+    hull.scheme_for(potential, with_structures=True)
+    return potential, hull
 
 
 def judged_by(config: CampaignConfig) -> list[str]:

@@ -22,6 +22,8 @@ class Outcome:
         database: URL without password.
         counts: From generated to stable, unique and novel; see `queries.campaign_counts`.
         tally: Of all draws: how many were made, accepted, and refused for each reason.
+        judged: How many there is a second opinion of, and with how many it agrees; see
+            `queries.judged_counts`.
         best: The candidates lowest above the hull, eV/atom; columns of `symmbfn candidates`.
     """
 
@@ -30,6 +32,7 @@ class Outcome:
     database: str
     counts: dict[str, int]
     tally: dict[str, int]
+    judged: dict[str, int]
     best: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def outcome(database: Database, campaign_id: int) -> Outcome:
         name = session.get_one(Campaign, campaign_id).name
         counts = queries.campaign_counts(session, campaign_id)
         tally = queries.campaign_tally(session, campaign_id)
+        judged = queries.judged_counts(session, campaign_id)
         best = queries.candidates(
             session,
             filter='verdict IS KNOWN AND verdict != "quarantined"',
@@ -56,5 +60,6 @@ def outcome(database: Database, campaign_id: int) -> Outcome:
         database=database.url,
         counts=counts,
         tally=tally,
+        judged=judged,
         best=best.to_dict(orient="records"),
     )

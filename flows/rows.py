@@ -96,6 +96,18 @@ def verdict_basis(
     )
 
 
+def judge_row(
+    session: Session, config: CampaignConfig, potential: PotentialInfo, hull: Hull
+) -> queries.Judge:
+    """Find or store what second opinions of a campaign rest on."""
+    settings = relax_settings(relax_config(config))
+    return queries.Judge(
+        potential_id=potential_row(session, potential).id,
+        hull_id=hull_row(session, hull).id,
+        settings={"relaxation": settings, "thresholds": config.thresholds.model_dump()},
+    )
+
+
 def relaxation_row(
     candidate_id: int, potential_id: int, settings: dict[str, Any], result: RelaxResult
 ) -> models.Relaxation:
@@ -106,7 +118,7 @@ def relaxation_row(
         settings=settings,
         status=str(result.status),
         reason=result.reason or None,
-        structure=_storable(result.structure),
+        structure=storable(result.structure),
         energy_per_atom=result.energy_per_atom,
         initial_energy_per_atom=result.initial_energy_per_atom,
         max_force=result.max_force,
@@ -119,7 +131,7 @@ def relaxation_row(
     )
 
 
-def _storable(structure: Structure | None) -> dict[str, Any] | None:
+def storable(structure: Structure | None) -> dict[str, Any] | None:
     """Return a structure as a document, or None where a failed relaxation left no numbers."""
     if structure is None:
         return None

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flows.errors import ConfigError
 
 # What tells how or where to run, but not what comes out.
-_NOT_IN_IDENTITY = frozenset({"database", "workers", "key", "lease_seconds", "dask", "trained_on"})
+_NOT_IN_IDENTITY = frozenset(
+    {"database", "workers", "key", "lease_seconds", "dask", "trained_on", "judge"}
+)
 # Told in every identity. What comes to the settings later is not added here, so that at its
 # default it stays out and a campaign that began before it is still the same one.
 _IN_EVERY_IDENTITY = frozenset(
@@ -210,6 +212,16 @@ class DaskSettings(_Settings):
     )
 
 
+class JudgeSettings(_Settings):
+    """A second potential, which relaxes once more what the first one calls (meta)stable."""
+
+    potential: str = Field(description="Its name or path.")
+    hull: str | None = Field(
+        default=None,
+        description="What its energies are placed against, a name or file; None: the first hull.",
+    )
+
+
 class FileSettings(_Settings):
     """Settings that may stand in a file of their own."""
 
@@ -284,6 +296,10 @@ class CampaignConfig(FileSettings):
         default=None,
         description="The generator's training set, a name or file as for `reference`; None: that "
         "of the shipped checkpoint, and unknown for others.",
+    )
+    judge: JudgeSettings | None = Field(
+        default=None,
+        description="A second opinion, stored beside the verdicts; it may be asked for later.",
     )
     conditions: ConditionSettings = ConditionSettings()
     relaxation: RelaxationSettings = RelaxationSettings()

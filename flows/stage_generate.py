@@ -47,6 +47,12 @@ def open_campaign(config: CampaignConfig) -> int:
         return campaign.id
 
 
+def close_campaign(config: CampaignConfig, campaign_id: int) -> None:
+    """Note that all stages of the campaign are done."""
+    with open_database(config.database).session() as session:
+        queries.finish_campaign(session, campaign_id)
+
+
 def unfinished_seeds(config: CampaignConfig) -> list[int]:
     """Return the seeds of the campaigns, oldest first, that differ from this one only in it.
 

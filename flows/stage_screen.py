@@ -28,8 +28,6 @@ def screen_pending(config: CampaignConfig, campaign_id: int) -> None:
     # The newest verdict is the one shown outside of the campaign, so the first hull comes last.
     for name in reversed(config.hulls):
         _screen_against(config, campaign_id, database, inputs.load_hull(name))
-    with database.session() as session:
-        queries.finish_campaign(session, campaign_id)
 
 
 def _screen_against(

@@ -13,6 +13,7 @@ from flows import (
     gate,
     loop_round,
     stage_generate,
+    stage_judge,
     stage_rank,
     stage_relax,
     stage_retrain,
@@ -75,6 +76,18 @@ def relax(config: CampaignConfig, campaign: int) -> None:
 def screen(config: CampaignConfig, campaign: int) -> None:
     """Judge and store what has no verdict yet."""
     stage_screen.screen_pending(config, campaign)
+
+
+@task(tags=["symmbfn-relax"], **_RETRYING)
+def judge(config: CampaignConfig, campaign: int) -> None:
+    """Ask a second potential, where the settings name one."""
+    stage_judge.judge_pending(config, campaign)
+
+
+@task(**_RETRYING)
+def finish(config: CampaignConfig, campaign: int) -> None:
+    """Note that the campaign is done."""
+    stage_generate.close_campaign(config, campaign)
 
 
 @task(cache_policy=NO_CACHE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -148,7 +149,7 @@ def configured_source(path: Path, energy_scheme: str | None = None) -> Source:
     table = _read(path)
     if energy_scheme:
         table = replace(table, energy_scheme=energy_scheme)
-    python = path.parent / Path(table.python).expanduser() if table.python else None
+    python = _absolute(path.parent / Path(table.python).expanduser()) if table.python else None
     if python is not None and not python.is_file():
         raise RelaxError(f"{path}: python = {table.python!r} is no file; make its environment")
     return Source(
@@ -156,6 +157,11 @@ def configured_source(path: Path, energy_scheme: str | None = None) -> Source:
         load=partial(_load, path, table, python),
         python=python,
     )
+
+
+def _absolute(path: Path) -> Path:
+    """Without `..`, but links stay: the interpreter of an environment is one."""
+    return Path(os.path.abspath(path))
 
 
 def _read(path: Path) -> _Configured:
@@ -199,7 +205,7 @@ def _load(
     info = _info(path, table)
     if not info.available:
         raise RelaxError(f"{path}: {info.how_to_get}")
-    if python is not None and Path(sys.executable).absolute() != python.absolute():
+    if python is not None and _absolute(Path(sys.executable)) != python:
         return PotentialElsewhere(str(path), info, device)
     module, _, name = table.calculator.partition(":")
     arguments = dict(table.arguments)

@@ -251,8 +251,9 @@ def _can_hold(table: IntArray, formula: Mapping[int, int], num_atoms: int) -> ND
     """(n,) whether group and orbits of (n, 3) templates can hold the formula, in so many atoms."""
     unit = sum(formula.values())
     units = [n for n in range(1, num_atoms.bit_length()) if num_atoms & exactly(n * unit)]
+    amounts = [tuple(n * count for count in formula.values()) for n in units]
     orbits = {
-        group: [orbits_for(group + 1, tuple(n * count for count in formula.values())) for n in units]
+        group: [orbits_for(group + 1, one) for one in amounts]
         for group in np.unique(table[:, 0]).tolist()
     }
     return np.array([any(o >> k & 1 for o in orbits[group]) for group, k, _ in table.tolist()])

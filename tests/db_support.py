@@ -10,12 +10,22 @@ from pathlib import Path
 
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, make_url, select, text
 from sqlalchemy.orm import Session
 
 from db import queries
 from db.documents import structure_to_dict
-from db.models import Batch, Campaign, Checkpoint, Potential, Reference, Relaxation, Stability
+from db.models import (
+    Batch,
+    Campaign,
+    Candidate,
+    Checkpoint,
+    Judgement,
+    Potential,
+    Reference,
+    Relaxation,
+    Stability,
+)
 from tests.db_kinds import postgresql
 
 RELAX = {"fmax": 0.05, "max_steps": 500}
@@ -165,6 +175,31 @@ def stability(
         energy_above_hull=energy_above_hull,
         **(given | values),  # type: ignore[arg-type]
     )
+
+
+def judged(session: Session, energies_above_hull: dict[str, float]) -> None:
+    """Let a second potential give these energies, eV/atom, to the crystals of these formulas."""
+    potential = queries.register_potential(
+        session,
+        Potential(name="other", weights_sha256="", dtype="float64", energy_scheme="mp2020"),
+    )
+    rows = select(Candidate.formula_pretty, Relaxation.id, Stability.hull_id).join(
+        Relaxation, Relaxation.candidate_id == Candidate.id
+    )
+    for formula, number, hull in session.execute(rows.join(Stability)).all():
+        if formula in energies_above_hull:
+            above = energies_above_hull[formula]
+            verdict = "stable" if above <= 0 else "metastable" if above <= 0.1 else "unstable"
+            row = Judgement(
+                relaxation_id=number,
+                potential_id=potential.id,
+                hull_id=hull,
+                settings={},
+                status="converged",
+                verdict=verdict,
+                energy_above_hull=above,
+            )
+            queries.record_judgement(session, row)
 
 
 CRYSTALS = [("Li", "O", -0.02), ("Na", "Cl", 0.05), ("Mg", "O", 0.4), ("K", "Br", None)]

@@ -110,7 +110,8 @@ def tiny_config(checkpoint: Path, database: str, **more: object) -> CampaignConf
 
 def run_stages(config: CampaignConfig) -> int:
     """Run a campaign without Prefect; return its row number."""
-    from flows.stage_generate import generate_batch, open_campaign
+    from flows.stage_generate import close_campaign, generate_batch, open_campaign
+    from flows.stage_judge import judge_pending
     from flows.stage_rank import rank_pending
     from flows.stage_relax import relax_pending
     from flows.stage_screen import screen_pending
@@ -121,6 +122,8 @@ def run_stages(config: CampaignConfig) -> int:
     rank_pending(config, campaign)
     relax_pending(config, campaign)
     screen_pending(config, campaign)
+    judge_pending(config, campaign)
+    close_campaign(config, campaign)
     return campaign
 
 

@@ -14,7 +14,7 @@ from db.documents import structure_to_dict
 from db.errors import FilterError
 from db.models import DftCalculation, Stability
 from db.session import Database
-from tests.db_support import add, base_rows, filled, relaxation, rocksalt, stability
+from tests.db_support import add, base_rows, filled, judged, relaxation, rocksalt, stability
 
 SETTINGS: dict[str, Any] = {"workflow": "relax"}
 
@@ -75,6 +75,10 @@ def test_policies_choose_and_order(database: Database) -> None:
         assert choose(session, policy="uncertain") == ["Li2O2", "NaCl", "MgO"]
         assert choose(session, policy="uncertain", stable=0.1) == ["NaCl", "Li2O2", "MgO"]
         assert choose(session, policy="stable", limit=1) == ["Li2O2"]
+    with database.session() as session:
+        judged(session, {"NaCl": 0.06, "MgO": 0.1})  # spreads of 0.01 and 0.3 eV/atom
+    with database.session(write=False) as session:
+        assert choose(session, policy="uncertain") == ["MgO", "NaCl", "Li2O2"]
         assert choose(session, filter='elements HAS "Na"') == ["NaCl"]
         assert choose(session, filter='elements HAS "K"') == []  # its relaxation failed
         with pytest.raises(FilterError, match="negative"):

@@ -57,7 +57,7 @@ def test_everything_inserted_twice_is_there_once(database: Database) -> None:
         counts = queries.table_counts(session)
         assert queries.batch_numbers(session, rows.campaign.id) == {0}
     assert counts.pop("reference") == 2 and counts.pop("candidate_element") == 2
-    empty = {"training_set", "training_member", "dft_calculation", "ranking"}
+    empty = {"training_set", "training_member", "dft_calculation", "ranking", "judgement"}
     assert counts == {name: int(name not in empty) for name in counts}
 
 

@@ -20,11 +20,10 @@ import pytest
 from pymatgen.core.composition import Composition
 from pymatgen.core.structure import Structure
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from db import queries
 from db.errors import DatabaseError
-from db.models import Batch, Campaign, Candidate, Checkpoint, Provenance, Relaxation, Stability
+from db.models import Campaign, Candidate, Provenance, Relaxation, Stability
 from db.session import Database, open_database
 from flows import progress
 from flows.assess import assess
@@ -32,13 +31,12 @@ from flows.campaign import discover
 from flows.cli import run
 from flows.commands.discover import _show
 from flows.errors import ConfigError
-from flows.inputs import check, check_stability, load_reference
+from flows.inputs import check, load_reference
 from flows.leases import free_dead, worker_name
 from flows.outcome import outcome
-from flows.rows import verdict_basis
-from flows.settings import CampaignConfig, RelaxationSettings
+from flows.settings import RelaxationSettings
 from flows.stage_generate import (
-    Compared,
+    close_campaign,
     compare,
     examine,
     generate_batch,
@@ -56,6 +54,7 @@ from relax.potentials import find
 from relax.relaxation import never_started
 from symmbfn.errors import SymmBFNError
 from symmbfn.files import write_structures
+from tests.campaign_support import batch_row, drawn_campaign, relaxed_campaign
 from tests.flows_support import (
     KNOWN,
     relaxations,
@@ -151,6 +150,7 @@ def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
         rank=rank_pending,
         relax=relax_pending,
         screen=screen_pending,
+        finish=close_campaign,
         publish=lambda config, campaign: None,
     )
     monkeypatch.setattr("flows.campaign.tasks", stages)  # the stages without Prefect
@@ -207,58 +207,6 @@ def test_after_a_kill_in_the_relaxation_the_rest_is_done_and_nothing_twice(
     assert time.monotonic() - began < config.lease_seconds  # they were not waited for
     assert finished.items() <= relaxations(database).items()
     assert table(database) == table(undisturbed)
-
-
-def drawn_campaign(config: CampaignConfig, crystals: list[Structure], relaxed: bool) -> int:
-    """A campaign whose crystals were drawn, perhaps relaxed, each to itself, but not judged."""
-    potential, hull, known = check_stability(config)
-    database = open_database(config.database)
-    with database.session() as session:
-        basis = verdict_basis(session, config, potential, hull, known)
-        campaign = queries.get_or_create_campaign(
-            session,
-            "by-hand",
-            name="by-hand",
-            config=config.identity(),
-            seed=0,
-            code_version="",
-            inputs={},
-            basis=basis,
-        )
-        batch = batch_row(session, campaign.id, 0)
-        drawn = [examine(crystal, 225) for crystal in crystals]
-        nothing = Compared({}, {}, newest=queries.newest_candidate(session))
-        numbers = store(session, batch, drawn, nothing)
-        for number in numbers if relaxed else ():
-            row = Relaxation(
-                candidate_id=number,
-                potential_id=basis.potential_id,
-                settings=basis.relax_settings,
-                status="converged",
-                structure=session.get_one(Candidate, number).structure,
-                energy_per_atom=-5.0,
-            )
-            queries.record_relaxation(session, row, fence=0)
-        return campaign.id
-
-
-def relaxed_campaign(config: CampaignConfig, crystals: list[Structure]) -> int:
-    """See `drawn_campaign`."""
-    return drawn_campaign(config, crystals, relaxed=True)
-
-
-def batch_row(session: Session, campaign: int, number: int) -> int:
-    """Add an empty batch."""
-    checkpoint = queries.register_checkpoint(session, Checkpoint(sha256="c" * 64, name="any"))
-    batch = Batch(
-        campaign_id=campaign,
-        number=number,
-        checkpoint_id=checkpoint.id,
-        conditions={},
-        seed=number,
-        size=3,
-    )
-    return queries.add_batch(session, batch).id
 
 
 def test_a_crystal_drawn_twice_is_one_candidate(checkpoint: Path, tmp_path: Path) -> None:

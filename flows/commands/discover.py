@@ -56,6 +56,17 @@ def discover(
     reference: Annotated[
         str | None, typer.Option(help="Known structures, for novelty. (default mp)")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POTENTIAL",
+            help="A second potential's opinion of what is (meta)stable; also of a campaign that "
+            "is done.",
+        ),
+    ] = None,
+    judge_hull: Annotated[
+        str | None, typer.Option(help="The hull for --judge. (default the first --hull)")
+    ] = None,
     max_relax_steps: Annotated[
         int | None, typer.Option(help="Relaxation steps before giving up. (default 500)")
     ] = None,
@@ -103,6 +114,7 @@ def discover(
             "potential": potential,
             "hulls": hull or None,
             "reference": reference,
+            "judge": {"potential": judge, "hull": judge_hull},
             "relaxation": {"max_steps": max_relax_steps, "keep_symmetry": keep_symmetry or None},
             "funnel": {"relax_budget": relax_budget},
             "seed": seed,
@@ -164,6 +176,13 @@ def _show(found: Outcome, settings: CampaignConfig) -> None:
         f"near_hull: within {HULL_BAND} eV/atom of the hull; sun: stable, unique and novel; "
         "msun: metastable, unique and novel."
     )
+    if settings.judge is not None:
+        told = found.judged
+        print(
+            f"Second opinion, by {settings.judge.potential}, on {told['judged']} crystals: of "
+            f"{told['sun']} sun {told['sun_too']} are stable to it, of {told['msun']} msun "
+            f"{told['msun_too']} metastable."
+        )
     refused = {name: n for name, n in found.tally.items() if n and name not in NOT_REFUSED}
     if refused:
         told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in refused.items())

@@ -23,6 +23,7 @@ TABLE_COLUMNS = (
     "space_group",
     "nsites",
     "energy_above_hull",
+    "energy_above_hull_spread",
     "formation_energy_per_atom",
     "verdict",
     "is_unique",
@@ -86,7 +87,8 @@ def candidates(
     if format is TableFormat.CSV:
         print(frame.map(guarded).to_csv(index=False), end="")
         return
-    columns = [name for name in TABLE_COLUMNS if name in frame.columns]
+    judged = frame["energy_above_hull_spread"].notna().any()
+    columns = [name for name in TABLE_COLUMNS if judged or name != "energy_above_hull_spread"]
     common.print_table(columns, frame[columns].astype(object).values.tolist())
     states = frame["state"].value_counts()
     left = [

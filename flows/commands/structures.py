@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands import common
 from flows.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+    from flows.settings import CampaignConfig, JudgeSettings
 
 app = typer.Typer()
 
@@ -171,17 +176,34 @@ def screen(
     potential: common.PotentialOption = None,
     hull: Annotated[str, typer.Option(help="A hull's name or file.")] = "chgnet",
     reference: Annotated[str, typer.Option(help="Known structures, for novelty.")] = "mp",
+    judge: Annotated[
+        str | None, typer.Option(metavar="POTENTIAL", help="A second potential's opinion.")
+    ] = None,
+    judge_hull: Annotated[
+        str | None, typer.Option(help="The hull for --judge. (default that of --hull)")
+    ] = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Place structures as they are against a hull; tell which are unique and novel."""
+    """Place structures as they are against a hull; tell which are unique and novel.
+
+    A judge relaxes each once more from there, with its own potential, before it says anything.
+    """
     config = common.campaign_config(
-        None, {"potential": potential, "hulls": [hull], "reference": reference}
+        None,
+        {
+            "potential": potential,
+            "hulls": [hull],
+            "reference": reference,
+            "judge": {"potential": judge, "hull": judge_hull},
+        },
     )
     from flows import inputs
 
     with common.terminal_progress() as progress:
         progress.stage("start", None)
         inputs.check_stability(config)
+        if config.judge is not None:
+            inputs.judge(config, config.judge)
         given = common.readable(file)
         names, structures = given.names, given.structures
         from flows.assess import assess
@@ -195,6 +217,8 @@ def screen(
                 names, structures, assess(config, structures, energies), strict=True
             )
         ]
+        if config.judge is not None:
+            _judge(config, config.judge, structures, rows)
         progress.reach(len(structures))
     if as_json:
         unreadable = [
@@ -205,6 +229,28 @@ def screen(
     common.print_table(list(rows[0]), [list(row.values()) for row in rows])
     for name, why in given.errors:
         print(f"  {name}: {why}")
+
+
+def _judge(
+    config: CampaignConfig,
+    judge: JudgeSettings,
+    structures: list[Structure],
+    rows: list[dict[str, Any]],
+) -> None:
+    """Write the second opinion on each structure into its row."""
+    from flows import inputs
+    from flows.assess import opinion
+    from flows.rows import relax_config
+    from relax.optimize import relax_iter
+
+    _, hull = inputs.judge(config, judge)
+    for index, result in relax_iter(structures, judge.potential, relax_config(config)):
+        told, above = opinion(result, hull, config.thresholds), rows[index]["energy_above_hull"]
+        rows[index] |= {
+            "judge_verdict": told.verdict,
+            "judge_energy_above_hull": told.energy_above_hull,
+            "energy_above_hull_spread": abs(told.energy_above_hull - above),
+        }
 
 
 def _relaxed_row(name: str, result: Any) -> dict[str, Any]:

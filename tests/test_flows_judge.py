@@ -1,0 +1,75 @@
+"""A second potential's opinion, with real parts: CHGNet in double precision judges CHGNet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from db import queries
+from db.models import Judgement, Potential
+from db.session import open_database
+from flows.errors import ConfigError
+from flows.inputs import check
+from flows.settings import CampaignConfig, JudgeSettings
+from flows.stage_judge import judge_pending
+from flows.stage_relax import relax_pending
+from flows.stage_screen import screen_pending
+from relax.errors import RelaxError
+from tests.campaign_support import drawn_campaign
+from tests.flows_support import rocksalt, symmbfn, tiny_checkpoint, tiny_config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_a_judge_is_asked_once_about_what_may_be_stable(checkpoint: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'mine.db'}"
+    config = tiny_config(checkpoint, url, relaxation={"fmax": 0.05})
+    salts = [rocksalt("Na", "Cl", 5.7), rocksalt("Na", "Mg", 5.0)]
+    campaign = drawn_campaign(config, salts, relaxed=False)
+    relax_pending(config, campaign)
+    screen_pending(config, campaign)
+    judge_pending(config, campaign)  # nobody is named
+    asked = config.model_copy(update={"judge": JudgeSettings(potential="chgnet@float64")})
+    assert asked.idempotency_key() == config.idempotency_key()  # a judge may come later
+    for _ in range(2):
+        judge_pending(asked, campaign)
+    with open_database(url).session(write=False) as session:
+        (opinion,) = session.scalars(select(Judgement)).all()
+        judge = session.get_one(Potential, opinion.potential_id)
+        assert (judge.name, judge.dtype) == ("chgnet", "float64")
+        assert (opinion.status, opinion.reason) == ("converged", None) and opinion.structure
+        (salt,) = queries.candidates(session, "judge IS KNOWN").to_dict(orient="records")
+        counts = queries.judged_counts(session, campaign)
+    assert salt["formula_pretty"] == "NaCl" and salt["verdict"] == salt["judge_verdict"]
+    assert 0 <= salt["energy_above_hull_spread"] < 1e-3
+    assert salt["potential"] == "chgnet" and salt["precision"] == "float32"  # still the first one
+    assert counts["judged"] == 1
+
+
+def test_a_judge_that_cannot_judge_is_told_before_the_start(checkpoint: Path) -> None:
+    def judged_by(**judge: str) -> CampaignConfig:
+        return tiny_config(checkpoint, "sqlite://", judge=judge)
+
+    with pytest.raises(ConfigError, match="chgnet has given the first verdict"):
+        check(judged_by(potential="chgnet"))
+    with pytest.raises(RelaxError, match="scheme"):
+        check(judged_by(potential="chgnet-r2scan"))
+    with pytest.raises(RelaxError, match="no potential 'nobody'"):
+        check(judged_by(potential="nobody"))
+
+
+def test_screen_takes_a_second_opinion(tmp_path: Path) -> None:
+    (tmp_path / "salt.cif").write_text(rocksalt("Na", "Cl", 5.6).to(fmt="cif"))
+    judge = ("--judge", "chgnet@float64", "--reference", "salt.cif")
+    done = symmbfn("screen", "salt.cif", *judge, "--json", home=tmp_path)
+    (row,) = json.loads(done.stdout)
+    assert row["judge_energy_above_hull"] <= row["energy_above_hull"]  # it relaxes first
+    assert row["energy_above_hull_spread"] == pytest.approx(
+        row["energy_above_hull"] - row["judge_energy_above_hull"]
+    )
