@@ -3,9 +3,11 @@ r"""Stable, unique and novel crystals of a generator, or the ceiling: of a file 
     python -m benchmarks.sun relax mp20 -n 500 --seed 0 --out runs/sun.jsonl
     python -m benchmarks.sun relax test.parquet -n 500 --out runs/ceiling.jsonl
     python -m benchmarks.sun score runs/sun.jsonl --hull chgnet --hull mp2020 --novel mp20-train
+    python -m benchmarks.sun relax runs/sun.jsonl --potential examples/sevennet.toml --out j.jsonl
 
 `relax` draws (or picks at random) crystals and relaxes them with CHGNet; every result is a line of
-the file, and a run stopped goes on. `score` tells the fractions of all crystals drawn, with 95 %
+the file, and a run stopped goes on. From such a file another potential, as a judge, relaxes once
+more what the first one left. `score` tells the fractions of all crystals drawn, with 95 %
 bootstrap intervals, for each hull. `mp2020` is made of the Materials Project's energies:
 
     symmbfn hull import mp_hull_reference_mp2020.csv.gz --energy-scheme mp2020 --name mp2020 \
@@ -32,7 +34,10 @@ BANDS = {"<= 0": 0.0, "<= 0.025": 0.025, "<= 0.1": 0.1}  # eV/atom
 
 
 def crystals(source: str, n: int, seed: int, arguments: argparse.Namespace) -> list[Structure]:
-    """Draw n crystals, or pick them from a file."""
+    """Draw n crystals, or pick them from a file, or take what an earlier run left."""
+    if source.endswith(".jsonl"):
+        lines = sorted(read_lines(Path(source)), key=lambda line: int(line["index"]))[:n]
+        return [Structure.from_dict(line["relaxed"] or line["drawn"]) for line in lines]
     if not Path(source).is_file():
         from symmbfn.conditions import Conditions
         from symmbfn.crystal import to_structures
@@ -111,7 +116,7 @@ def score(arguments: argparse.Namespace) -> None:
         hull = Hull.load(name)
         compositions = [one.composition for one in relaxed]
         energies = [float(lines[i]["energy_per_atom"]) for i in good]
-        formation = hull.formation_energy_per_atom(compositions, energies, info)
+        formation = hull.formation_energy_per_atom(compositions, energies, info, relaxed)
         above = np.full(len(lines), np.nan)
         above[good] = hull.energy_above_hull(compositions, formation)
         above[above < -0.3] = np.nan  # quarantined

@@ -153,6 +153,7 @@ def _start(potential: str, config: RelaxConfig) -> _Worker:
     environment = {**os.environ, **_ONE_THREAD}
     if python is not None:  # of another environment, which knows nothing of us
         environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+        environment.setdefault("PYTHONWARNINGS", "ignore")  # they would be its user's to mend
     process = subprocess.Popen(
         [str(python or sys.executable), "-m", "relax.worker", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],

@@ -62,7 +62,12 @@ ProposalsOption = Annotated[
 ]
 PropertyOption = Annotated[
     list[str] | None,
-    typer.Option("--property", metavar="NAME=VALUE", help="Target value; may be repeated."),
+    typer.Option(
+        "--property",
+        metavar="NAME=VALUE",
+        help="Target value; may be repeated. mp20 knows formation_energy_per_atom, band_gap, "
+        "energy_above_hull and composition_valid.",
+    ),
 ]
 GuidanceOption = Annotated[
     list[str] | None,
@@ -152,6 +157,13 @@ def _numbers(texts: Sequence[str] | None, option: str, example: str) -> dict[str
 
 def _split(text: str | None) -> list[str] | None:
     return None if text is None else [part for part in text.replace(",", " ").split() if part]
+
+
+def drawn_again(tally: Mapping[str, int]) -> str:
+    """Say, in a sentence or not at all, how many draws were refused and why (`sample.Tally`)."""
+    refused = {name: n for name, n in tally.items() if n and name not in ("drawn", "accepted")}
+    told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in refused.items())
+    return f"Not kept: {told}, of {tally['drawn']} draws." if told else ""
 
 
 def _given(table: Mapping[str, Any]) -> dict[str, Any]:

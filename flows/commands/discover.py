@@ -26,7 +26,6 @@ COLUMNS = {
     "is_unique": "unique",
     "verdict": "verdict",
 }
-NOT_REFUSED = ("drawn", "accepted")
 
 
 @app.command(
@@ -183,10 +182,8 @@ def _show(found: Outcome, settings: CampaignConfig) -> None:
             f"{told['sun']} sun {told['sun_too']} are stable to it, of {told['msun']} msun "
             f"{told['msun_too']} metastable."
         )
-    refused = {name: n for name, n in found.tally.items() if n and name not in NOT_REFUSED}
-    if refused:
-        told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in refused.items())
-        print(f"Drawn again: {told} of {found.tally['drawn']} draws.")
+    if again := common.drawn_again(found.tally):
+        print(again)
     print(f"Stored in {found.database} as campaign {found.campaign}. More:")
     option = f" --db '{found.database}'" if settings.database is not None else ""
     print(f"  symmbfn candidates --campaign {found.campaign} --limit 20{option}")

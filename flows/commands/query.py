@@ -182,7 +182,7 @@ def _write(one: Stored, file: Path, format: ExportFormat) -> None:
     else:
         from symmbfn.files import write_structures
 
-        write_structures(file, [one.structure], [{"material_id": one.material_id}])
+        write_structures(file, [one.structure], [common.plain(one.row)])
 
 
 def _nothing(filter: str | None) -> str:

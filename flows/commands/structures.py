@@ -102,7 +102,9 @@ def generate(
     else:
         short = len(structures) < n
         told, remedy = (f" of {n}", "; loosen the conditions") if short else ("", "")
-        print(f"wrote {len(structures)}{told} crystals to {out}; draws: {tally.drawn}{remedy}")
+        print(f"wrote {len(structures)}{told} crystals to {out}{remedy}")
+        if again := common.drawn_again(asdict(tally)):
+            print(again)
 
 
 @app.command(epilog="Example: symmbfn relax crystals.extxyz --out relaxed.extxyz")
