@@ -51,7 +51,7 @@ def unjudged(session: Session, campaign_id: int, judge: Judge) -> list[Unjudged]
     campaign = session.get_one(Campaign, campaign_id)
     rows = candidate_rows(Relaxation.id, Relaxation.structure, campaign=campaign).where(
         Stability.verdict.in_(WORTH_JUDGING),
-        Stability.is_unique,
+        Stability.is_unique.is_(True),
         ~exists().where(Judgement.relaxation_id == Relaxation.id, _by(judge)),
     )
     return [
