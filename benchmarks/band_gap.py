@@ -130,7 +130,13 @@ def steer(arguments: argparse.Namespace) -> None:
     for label in ["none", *arguments.targets.split(",")]:
         asked = {} if label == "none" else {"band_gap": float(label)}
         conditions = Conditions(asked, dict.fromkeys(asked, arguments.guidance))
-        drawn = sample(arguments.checkpoint, arguments.n, seed=0, conditions=conditions)
+        drawn = sample(
+            arguments.checkpoint,
+            arguments.n,
+            seed=0,
+            proposals=arguments.proposals,
+            conditions=conditions,
+        )
         x = torch.from_numpy(describe(to_structures(drawn)))
         gaps = _predicted(model, x[x.isfinite().all(1)]).numpy()
         achieved[label] = gaps
@@ -177,6 +183,7 @@ def main() -> None:
     two.add_argument("--targets", default="0,1,3,5")
     two.add_argument("-n", type=int, default=200)
     two.add_argument("--guidance", type=float, default=2.0)
+    two.add_argument("--proposals", type=int)
     two.add_argument("--out")
     two.set_defaults(run=steer)
     arguments = parser.parse_args()

@@ -124,6 +124,7 @@ def plot(arguments: argparse.Namespace) -> None:
             valid = [100 * line["composition_validity"] for line in lines]
             axes[3].plot(x, valid, "o-", color="#5b8e7d", ms=4)
             axes[3].set_title("composition valid, %", fontsize=9)
+            axes[3].set_ylim(80, 100)  # nearer, its noise of a point would look like a trend
         for one in axes:
             one.set_xlabel("steps of the sampler" if key == "steps" else "minutes of training")
             one.grid(alpha=0.3)

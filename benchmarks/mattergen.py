@@ -3,7 +3,7 @@
     uv venv --python 3.12 mg-env        # of its own; MatterGen's module needs neither torch nor GPU
     uv pip install --python mg-env/bin/python --no-deps mattergen==1.0.3
     uv pip install --python mg-env/bin/python 'pymatgen>=2024.6.4,<2025.6' 'numpy<2' \
-        monty==2024.7.30 cachetools lmdb SMACT pandas ase tqdm typing_extensions
+        monty==2024.7.30 cachetools lmdb SMACT pandas tqdm typing_extensions
     python -m benchmarks.mattergen export runs/sun.jsonl --known mp20/train.parquet --out mg.json
     mg-env/bin/python -m benchmarks.mattergen score mg.json --out verdicts.json
     python -m benchmarks.mattergen compare mg.json verdicts.json
@@ -46,21 +46,28 @@ def export(arguments: argparse.Namespace) -> None:
     from benchmarks.sun import read_lines
     from relax.hull import Hull
 
+    hull = Hull.load(arguments.hull)
     lines = sorted(read_lines(arguments.file), key=lambda line: int(line["index"]))
-    good = [line for line in lines if line["status"] == "converged"]
-    compositions = [Structure.from_dict(line["relaxed"]).composition for line in good]
+    good, compositions = [], []
+    for line in lines:
+        if line["status"] == "converged":
+            composition = Structure.from_dict(line["relaxed"]).composition
+            # MatterGen places none if the hull lacks an element of one
+            if hull.coverage(composition).terminals:
+                good.append(line)
+                compositions.append(composition)
     data = {
         "potential": good[0]["potential"],
         "hull": arguments.hull,
         "crystals": [
             {key: line[key] for key in ("index", "relaxed", "energy_per_atom")} for line in good
         ],
-        "phases": list(_phases(Hull.load(arguments.hull), compositions)),
+        "phases": list(_phases(hull, compositions)),
         "known": list(_known(arguments.known, compositions)),
     }
     arguments.out.write_text(json.dumps(data))
-    print(f"{len(good)} of {len(lines)} crystals converged; {len(data['phases'])} phases, ", end="")
-    print(f"{len(data['known'])} known crystals of a formula of theirs")
+    print(f"{len(good)} of {len(lines)} crystals can be placed, ", end="")
+    print(f"{len(data['phases'])} phases, {len(data['known'])} known crystals of their formulas")
 
 
 def _phases(hull: Hull, compositions: Sequence[Composition]) -> Iterator[tuple[str, float]]:
@@ -120,6 +127,7 @@ def score(arguments: argparse.Namespace) -> None:
     from mattergen.evaluation.utils.structure_matcher import (  # type: ignore[import-not-found]
         DefaultDisorderedStructureMatcher,
         DefaultOrderedStructureMatcher,
+        check_is_disordered,
     )
     from mattergen.evaluation.utils.vasprunlike import (  # type: ignore[import-not-found]
         IdentityCorrectionScheme,
@@ -150,6 +158,9 @@ def score(arguments: argparse.Namespace) -> None:
             for name, one in data["known"]
         ],
     )
+    # the elements that its matcher of alloys takes for one another
+    alike = [["-".join(map(str, group)) for group in check_is_disordered(one)[1]]
+             for one in structures]  # fmt: skip
     found: dict[str, Columns] = {}
     for matcher in (DefaultOrderedStructureMatcher(), DefaultDisorderedStructureMatcher()):
         likeness = StructureMetricsCapability(summaries, known, matcher)
@@ -163,6 +174,9 @@ def score(arguments: argparse.Namespace) -> None:
         columns["unique"] = frame["is_unique"].tolist()
         columns["novel"] = frame["is_novel"].tolist()
         columns["above"] = frame["energy_above_hull"].tolist()
+        matched = evaluator.matches_in_reference
+        columns["known as"] = [matched.get(row, []) for row in range(len(structures))]
+        columns["alike"] = alike
     arguments.out.write_text(json.dumps(found))
 
 
@@ -171,6 +185,7 @@ def compare(arguments: argparse.Namespace) -> None:
     data = json.loads(arguments.file.read_text())
     theirs: dict[str, Columns] = json.loads(arguments.verdicts.read_text())
     structures = [Structure.from_dict(one["relaxed"]) for one in data["crystals"]]
+    labels = [f"crystal {one['index']}" for one in data["crystals"]]
     known = [(name, Structure.from_dict(one)) for name, one in data["known"]]
     formulas = {structure.reduced_formula for _, structure in known}
     shared = sum(structure.reduced_formula in formulas for structure in structures)
@@ -179,23 +194,23 @@ def compare(arguments: argparse.Namespace) -> None:
     for matcher, columns in theirs.items():
         off = np.abs(np.subtract(ours["above"], columns["above"]))
         print(f"{matcher}; energies above the hull differ by up to {np.nanmax(off):.0e} eV/atom")
-        names = [*LIMITS, "unique", "novel", *SUN.values()]
         differ: dict[int, list[str]] = {}
-        for name in names:
+        for name in (*LIMITS, "unique", "novel", *SUN.values()):
             rows = np.flatnonzero(np.not_equal(ours[name], columns[name])).tolist()
-            for row in rows:
-                differ.setdefault(row, []).append(name)
             print(f"  {name:17} agree on {len(structures) - len(rows)}; ", end="")
             print(f"ours {sum(ours[name])}, MatterGen's {sum(columns[name])}")
-        for row, off_names in sorted(differ.items()):
-            formula, index = structures[row].reduced_formula, data["crystals"][row]["index"]
-            print(f"  crystal {index}, {formula}: ", end="")
-            print(", ".join(f"{name} only {_who(ours[name][row])}" for name in off_names), end="")
-            print(f"; ours {ours['tier'][row]}, {columns['above'][row]:.3f} eV/atom there")
-            if {"unique", "novel"} & set(off_names):
-                earlier = [(f"crystal {data['crystals'][i]['index']}", structures[i])
-                           for i in range(row)]  # fmt: skip
-                _explain(structures[row], [*earlier, *known])
+            for row in rows:
+                only = "ours" if ours[name][row] else "MatterGen's"
+                differ.setdefault(row, []).append(f"{name} only {only}")
+        for row, verdicts in sorted(differ.items()):
+            structure = structures[row]
+            print(f"  {labels[row]}, {structure.reduced_formula}: {', '.join(verdicts)}")
+            print(f"    here {ours['tier'][row]}; ", end="")
+            print(f"there {columns['above'][row]:.3f} eV/atom above the hull, ", end="")
+            print(f"elements alike: {', '.join(columns['alike'][row]) or 'none'}, ", end="")
+            print(f"matches: {', '.join(columns['known as'][row]) or 'none'}")
+            earlier = zip(labels[:row], structures[:row], strict=True)
+            _print_pairs(structure, [*earlier, *known])
 
 
 def _ours(data: dict[str, Any], structures: list[Structure], known: list[Structure]) -> Columns:
@@ -225,11 +240,7 @@ def _ours(data: dict[str, Any], structures: list[Structure], known: list[Structu
     return {"above": above, "tier": tiers, **{key: one.tolist() for key, one in passed.items()}}
 
 
-def _who(is_ours: bool) -> str:
-    return "ours" if is_ours else "MatterGen's"
-
-
-def _explain(structure: Structure, others: Sequence[tuple[str, Structure]]) -> None:
+def _print_pairs(structure: Structure, others: Sequence[tuple[str, Structure]]) -> None:
     """Print what is said of the crystal and each other one of its formula."""
     from pymatgen.core.structure_matcher import StructureMatcher
 
@@ -241,7 +252,8 @@ def _explain(structure: Structure, others: Sequence[tuple[str, Structure]]) -> N
             ratio = structure.volume / len(structure) / (other.volume / len(other))
             print(f"    {name}: volume ratio {ratio:.3f}, ", end="")
             print(f"here {matches(structure, other)}, StructureMatcher ", end="")
-            print(f"{matcher.fit(structure, other)}, turned {matcher.fit(other, structure)}")
+            print(f"{matcher.fit(structure, other)}; turned {matches(other, structure)}, ", end="")
+            print(matcher.fit(other, structure))
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=60)
     parser.add_argument("--targets", required=True)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--proposals", type=int)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--out")
     arguments = parser.parse_args()
@@ -38,9 +39,14 @@ def main() -> None:
     achieved = []
     for seed, target in enumerate(targets):
         conditions = Conditions({NAME: target}, {NAME: arguments.guidance})
-        drawn = to_structures(
-            sample(arguments.checkpoint, arguments.n, seed=seed, conditions=conditions)
+        crystals = sample(
+            arguments.checkpoint,
+            arguments.n,
+            seed=seed,
+            proposals=arguments.proposals,
+            conditions=conditions,
         )
+        drawn = to_structures(crystals)
         results = [
             one
             for one in relax(drawn, "chgnet", RelaxConfig(workers=arguments.workers))

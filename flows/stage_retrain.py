@@ -57,6 +57,7 @@ def train(config: RetrainConfig, training_set_id: int) -> int:
         SymmBFNError: The parent or a file is gone or damaged.
     """
     from symmbfn.checkpoint import load_card
+    from symmbfn.estimator import add_estimator, enough
     from symmbfn.replay import Origin, finish
 
     database = open_database(config.campaign.database, create=False)
@@ -80,6 +81,8 @@ def train(config: RetrainConfig, training_set_id: int) -> int:
     began = time.monotonic()
     if judged is not None:
         made = _add_critic(config, made, parent, sets, judged)
+    if config.learn != "critic" and base is not None and enough(base, made.properties):
+        made = load_card(add_estimator(made, base, seed=config.seed))
     networks = {} if config.learn == "critic" else trained.training
     minutes = float(str(networks.get("minutes_spent", 0))) + (time.monotonic() - began) / 60
     with database.session() as session:
@@ -155,8 +158,9 @@ def _judged(config: RetrainConfig, newest: int, database: Database) -> CrystalDa
         None where the critic is left as it is, because it is not to learn or there is too little
         and the networks learn anyway.
     """
-    from symmbfn.critic import FEWEST, TARGET
+    from symmbfn.critic import TARGET
     from symmbfn.data import preprocess
+    from symmbfn.site_heads import FEWEST
 
     if config.learn == "generator":
         return None

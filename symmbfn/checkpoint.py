@@ -148,8 +148,11 @@ def _folder(checkpoint: str | Path) -> Path:
     )
 
 
+_HALVED = ("sites.", "geometry.", "critic.", "estimator.")
+
+
 def _is_weight(name: str, value: torch.Tensor) -> bool:
-    return value.dtype == torch.float32 and name.startswith(("sites.", "geometry.", "critic."))
+    return value.dtype == torch.float32 and name.startswith(_HALVED)
 
 
 def _sha256(path: Path) -> str:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from symmbfn.bayesian_flow import ErasureFlow, GaussianFlow, random_subset
-from symmbfn.critic import Critic, summarise
+from symmbfn.critic import UNIT
 from symmbfn.data import Batch, CrystalData, count_kinds
 from symmbfn.elements import NUM_ELEMENTS
 from symmbfn.errors import SymmBFNError
 from symmbfn.geometry_network import GeometryInput, GeometryNetwork, pair_features
 from symmbfn.group_tables import Atoms, GroupTables, expand
 from symmbfn.layers import NetworkConfig, Template
+from symmbfn.site_heads import Head, summarise
 from symmbfn.site_network import SiteNetwork, Sites
 from symmbfn.wyckoff import LATTICE_BASIS, LATTICE_FIXED, LATTICE_FREE, MAX_LETTERS, lattice_family
 
@@ -39,6 +40,7 @@ class ModelConfig:
         drop_all: Share of training without any property; in the rest each is hidden with
             probability `drop_property`, and the number of elements with `drop_kinds` everywhere.
         critic: Width of the critic, 0 where there is none; see `symmbfn.critic`.
+        estimator: Width of the estimator, 0 where there is none; see `symmbfn.estimator`.
         any_order: Share of training in which positions and elements become known in any order;
             in the rest, as in sampling, all positions come before the first element.
     """
@@ -59,6 +61,7 @@ class ModelConfig:
     drop_kinds: float = 0.1
     any_order: float = 0.15
     critic: int = 0
+    estimator: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """As JSON holds it."""
@@ -110,7 +113,9 @@ class SymmBFN(nn.Module):
         properties = len(config.properties)
         self.sites = SiteNetwork(config.sites, self.tables, properties)
         self.geometry = GeometryNetwork(config.geometry, self.tables, properties)
-        self.critic = Critic(config.sites.width, config.critic) if config.critic else None
+        width = config.sites.width
+        self.critic = Head(width, config.critic) if config.critic else None
+        self.estimator = Head(width, config.estimator, properties) if config.estimator else None
         self.letter_flow = ErasureFlow(MAX_LETTERS)
         self.element_flow = ErasureFlow(NUM_ELEMENTS)
         self.coordinate_flow = GaussianFlow(config.sigma1_coordinates, spread=0.5)
@@ -179,10 +184,11 @@ class SymmBFN(nn.Module):
             SymmBFNError: the models differ in more than further properties.
         """
         shared = parent.config.properties
-        if self.config.critic not in (0, parent.config.critic):
-            raise SymmBFNError(
-                f"the model to start from has no critic of width {self.config.critic}: drop it"
-            )
+        for head in ("critic", "estimator"):
+            if (width := getattr(self.config, head)) not in (0, getattr(parent.config, head)):
+                raise SymmBFNError(
+                    f"the model to start from has no {head} of width {width}: drop it"
+                )
         sizes, others = (
             [replace(network, dropout=0.0) for network in (config.sites, config.geometry)]
             for config in (self.config, parent.config)
@@ -307,20 +313,26 @@ class SymmBFN(nn.Module):
         return letters, species
 
     def site_summaries(self, sites: Sites, template: Template) -> Tensor:
-        """(B, F) what the critic is told of finished sites, whatever properties are asked for."""
+        """(B, F) what heads are told of finished sites, whatever properties are asked for."""
         nothing = torch.full_like(template.properties, torch.nan)
         with torch.autocast(template.group.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.sites.features(sites, replace(template, properties=nothing))
         atoms = self.tables.atoms_of(template.group, sites.letters, template.mask)
         return summarise(features.float(), atoms)
 
-    def energies_above_hull(self, sites: Sites, template: Template) -> Tensor:
-        """(B,) what the critic expects of finished sites, eV/atom; there must be one."""
+    def energies_above_hull(self, summaries: Tensor) -> Tensor:
+        """(B,) what the critic expects of `site_summaries`, eV/atom; there must be one."""
         assert self.critic is not None
-        summaries = self.site_summaries(sites, template)
-        with torch.autocast(template.group.device.type, torch.bfloat16, enabled=self.bf16):
-            energies: Tensor = self.critic(summaries)
+        with torch.autocast(summaries.device.type, torch.bfloat16, enabled=self.bf16):
+            energies: Tensor = self.critic(summaries)[:, 0] * UNIT
         return energies.float()
+
+    def expected_properties(self, summaries: Tensor) -> Tensor:
+        """(B, P) what the estimator, which there must be, expects; standardised."""
+        assert self.estimator is not None
+        with torch.autocast(summaries.device.type, torch.bfloat16, enabled=self.bf16):
+            properties: Tensor = self.estimator(summaries)
+        return properties.float()
 
     def estimate(
         self, beliefs: Geometry, t: Tensor, sites: Sites, atoms: Atoms, template: Template

@@ -1,9 +1,10 @@
 """Sampling: `sample(checkpoint, n, seed=…)` returns crystals that meet the conditions.
 
 Space group, number of orbits and number of elements are drawn from the training frequencies, as
-far as the conditions allow; the flow draws the rest. Where the checkpoint has a critic, several
-arrangements of sites are proposed for each crystal, and the one that it expects nearest to the
-hull gets a geometry; those of training crystals come last.
+far as the conditions allow; the flow draws the rest. Where the checkpoint has a critic or an
+estimator, several arrangements of sites are proposed for each crystal, and the one that they expect
+nearest to the hull, and to the properties asked for, gets a geometry; those of training crystals
+come last.
 
 Every crystal returned has only legal Wyckoff positions, none without free coordinates twice, the
 number of elements drawn first and only allowed ones, at most `max_atoms` atoms in its primitive
@@ -23,7 +24,7 @@ from pymatgen.core import Composition
 from pymatgen.core.periodic_table import Element
 from torch import Tensor
 
-from symmbfn import metrics
+from symmbfn import critic, metrics
 from symmbfn.checkpoint import DEFAULT_CHECKPOINT, Card, load_card, load_model
 from symmbfn.conditions import Conditions, Templates
 from symmbfn.crystal import Crystal
@@ -37,11 +38,12 @@ from symmbfn.site_network import Sites
 from symmbfn.wyckoff import IntArray, space_group
 
 DEFAULT_STEPS = 20
-DEFAULT_PROPOSALS = 4  # with a critic
+DEFAULT_PROPOSALS = 4  # with a critic or an estimator
 MOST_SITES = 4096  # arrangements of sites drawn together, whatever the size of a batch
 # What makes an arrangement worse than the critic finds it, eV/atom:
 FAR = 100.0  # a training crystal has the same sites
 UNBALANCED = 0.05  # no oxidation states are neutral
+MISSED = 0.5  # each standard deviation of the data between a target and what is expected
 BY_MASS = 0.01  # each e-fold of the mean atomic mass, or the choice drifts to heavy elements
 DEFAULT_BATCH_SIZE = 256
 MAX_TURNS = 20  # draws for each crystal asked for, before giving up
@@ -86,8 +88,9 @@ def sample(
         steps: Bayesian updates of the geometry; `DEFAULT_STEPS` unless given.
         proposals: Arrangements of sites for each crystal, of which one is chosen: one that no
             training crystal has if there is any, and of those the one that the critic expects
-            lowest above the hull. `DEFAULT_PROPOSALS` unless given, and 1 without a critic. Under a
-            formula the likeliest arrangements are taken instead.
+            lowest above the hull and the estimator nearest to the targets. `DEFAULT_PROPOSALS`
+            unless given, and 1 without either. Under a formula the likeliest arrangements are taken
+            instead.
         conditions: What they must be.
         device: Torch device; the GPU where there is one.
         batch_size: Crystals drawn together.
@@ -152,7 +155,7 @@ def proposals_of(card: Card, asked: int | None = None) -> int:
         SymmBFNError: none at all.
     """
     if asked is None:
-        return DEFAULT_PROPOSALS if card.model.critic else 1
+        return DEFAULT_PROPOSALS if card.model.critic or card.model.estimator else 1
     if asked < 1:
         raise SymmBFNError(f"{asked} proposals for each crystal: give at least 1")
     return asked
@@ -203,15 +206,27 @@ def _atomic_masses() -> Tensor:
 
 @torch.no_grad()
 def _badness(model: SymmBFN, template: Template, sites: Sites, weights: Tensor) -> Tensor:
-    """(B,) what the critic expects, eV/atom, and what makes arrangements worse; see above."""
+    """(B,) what the heads expect, eV/atom, and what makes arrangements worse; see above."""
     badness = torch.isin(sites.codes(template.group, template.mask), model.known_sites) * FAR
+    if model.critic is not None or model.estimator is not None:
+        summaries = model.site_summaries(sites, template)
+    if model.estimator is not None:
+        expected, targets = model.expected_properties(summaries), template.properties
+        misses = (expected - targets).abs()[:, _left_to_estimator(model)]
+        badness = badness + MISSED * misses.nansum(1)  # NaN where nothing is asked
     if model.critic is not None:
         atoms = model.tables.atoms_of(template.group, sites.letters, template.mask)
         masses = _atomic_masses().to(atoms.device)[sites.species]
         mass = (atoms * masses).sum(1) / atoms.sum(1)
-        badness = badness + model.energies_above_hull(sites, template) + BY_MASS * mass.log()
+        badness = badness + model.energies_above_hull(summaries) + BY_MASS * mass.log()
         badness = badness + UNBALANCED * _unbalanced(atoms, sites.species)
     return badness.masked_fill(weights.isneginf(), torch.inf)
+
+
+def _left_to_estimator(model: SymmBFN) -> list[int]:
+    """Columns of properties that nothing else in `_badness` is about."""
+    judged = {"composition_valid", critic.TARGET} if model.critic is not None else set()
+    return [i for i, name in enumerate(model.config.properties) if name not in judged]
 
 
 def _sites_of_formula(

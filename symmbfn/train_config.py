@@ -63,8 +63,11 @@ class TrainConfig:
         Raises:
             SymmBFNError: A number is out of range.
         """
-        if self.model.critic and self.start_from is None:
-            raise SymmBFNError("model.critic is made by 'symmbfn retrain': leave it out here")
+        if (self.model.critic or self.model.estimator) and self.start_from is None:
+            raise SymmBFNError(
+                "model.critic is made by 'symmbfn retrain', model.estimator at the end of 'symmbfn "
+                "train': leave them out here"
+            )
         if not set(self.freeze) < set(NETWORKS):
             raise SymmBFNError(
                 f"freeze is {', '.join(self.freeze)}: it may be one of {', '.join(NETWORKS)}"

@@ -3,6 +3,9 @@
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
+SYMBOLS = ("Li", "Na", "K", "Rb", "Mg", "Ca", "Sr", "O", "S", "Se", "F", "Cl", "Br", "I", "N", "P")
+"""For cells of two atoms, any two of them."""
+
 
 def make(name: str) -> Structure:
     """The crystal called `name`."""

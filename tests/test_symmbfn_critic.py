@@ -9,7 +9,7 @@ import torch
 from pymatgen.core.structure import Structure
 
 from symmbfn.checkpoint import load_card, load_model, save_checkpoint
-from symmbfn.critic import FEWEST, add_critic
+from symmbfn.critic import add_critic
 from symmbfn.crystal import Crystal
 from symmbfn.data import CrystalData, preprocess
 from symmbfn.errors import SymmBFNError
@@ -17,11 +17,11 @@ from symmbfn.layers import Template
 from symmbfn.mixture import take
 from symmbfn.model import ModelConfig
 from symmbfn.sample import _unbalanced, sample
+from symmbfn.site_heads import FEWEST
 from symmbfn.site_network import Sites
 from symmbfn.train_config import TrainConfig
+from tests.crystals import SYMBOLS
 from tests.flows_support import crystals, tiny_checkpoint
-
-SYMBOLS = ("Li", "Na", "K", "Rb", "Mg", "Ca", "Sr", "O", "S", "Se", "F", "Cl", "Br", "I", "N", "P")
 
 
 def judged() -> CrystalData:
@@ -55,8 +55,9 @@ def test_the_critic_learns_and_leaves_the_rest_alone(parent: Path, with_critic: 
     batch = data.batch(range(len(data)))
     nothing = torch.full((len(data), len(card.properties)), torch.nan)
     template = Template(batch.group, batch.mask, data.kinds(), nothing)
+    sites = Sites(batch.letters, batch.species)
     with torch.no_grad():
-        told = model.energies_above_hull(Sites(batch.letters, batch.species), template)
+        told = model.energies_above_hull(model.site_summaries(sites, template))
     stable = batch.properties[:, 0] == 0
     assert told[stable].max() < told[~stable].min()
     figures = card.training["critic"]
@@ -163,8 +164,9 @@ def test_what_a_critic_knew_is_replayed(with_critic: Path, tmp_path: Path) -> No
         batch = oxides.batch(range(len(oxides)))
         nothing = torch.full((len(oxides), len(critic.config.properties)), torch.nan)
         template = Template(batch.group, batch.mask, oxides.kinds(), nothing)
+        sites = Sites(batch.letters, batch.species)
         with torch.no_grad():
-            told[name] = critic.energies_above_hull(Sites(batch.letters, batch.species), template)
+            told[name] = critic.energies_above_hull(critic.site_summaries(sites, template))
     assert told["forgets"].mean() > 0.3 and told["replays"].mean() < 0.15
 
 

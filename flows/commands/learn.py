@@ -52,7 +52,9 @@ def train(
     """Train a generator until the budget is spent; run again, a stopped training goes on."""
     import torch
 
+    from symmbfn.checkpoint import load_card
     from symmbfn.data import CrystalData
+    from symmbfn.estimator import add_estimator, enough
     from symmbfn.train import train as run
     from symmbfn.train_config import train_config
 
@@ -82,6 +84,9 @@ def train(
         )
 
     folder = run(settings, crystals, held_out, report, {"data": training.name})
+    card = load_card(folder)
+    if enough(crystals, card.properties):
+        add_estimator(card, crystals, seed=settings.seed)
     if as_json:
         common.print_json({"checkpoint": str(folder)})
     else:
