@@ -41,6 +41,7 @@ def crystals(source: str, n: int, seed: int, arguments: argparse.Namespace) -> l
     if not Path(source).is_file():
         from symmbfn.conditions import Conditions
         from symmbfn.crystal import to_structures
+        from symmbfn.known_sites import known_sites
         from symmbfn.sample import sample
 
         targets = dict(text.split("=") for text in arguments.property)
@@ -50,8 +51,9 @@ def crystals(source: str, n: int, seed: int, arguments: argparse.Namespace) -> l
             {name: float(value) for name, value in guidance.items()},
         )
         began = time.perf_counter()
+        avoid = None if arguments.avoid is None else known_sites(arguments.avoid)
         drawn = sample(source, n, seed=seed, steps=arguments.steps, proposals=arguments.proposals,
-                       conditions=conditions)  # fmt: skip
+                       conditions=conditions, avoid=avoid)  # fmt: skip
         print(f"{n / (time.perf_counter() - began):.1f} crystals/s, loading included")
         return to_structures(drawn)
     from symmbfn.importers import import_crystals
@@ -151,6 +153,7 @@ def main() -> None:
     one.add_argument("--proposals", type=int)
     one.add_argument("--property", action="append", default=[], metavar="NAME=VALUE")
     one.add_argument("--guidance", action="append", default=[], metavar="NAME=STRENGTH")
+    one.add_argument("--avoid", help="a reference whose sites are passed by, as campaigns do")
     one.add_argument("--potential", default="chgnet")
     one.add_argument("--workers", type=int)
     one.add_argument("--out", required=True)

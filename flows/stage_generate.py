@@ -78,6 +78,7 @@ def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> Non
         number: Of the batch, from 0; with the campaign's seed it decides what is drawn.
     """
     from symmbfn.checkpoint import load_card
+    from symmbfn.known_sites import known_sites
     from symmbfn.sample import Tally, sample
 
     database = open_database(config.database)
@@ -97,6 +98,7 @@ def generate_batch(config: CampaignConfig, campaign_id: int, number: int) -> Non
         steps=config.steps,
         proposals=config.proposals,
         conditions=inputs.conditions(config),
+        avoid=known_sites(config.reference),
         on_batch=lambda done: bar.reach(before + done),
         tally=tally,
     )

@@ -3,8 +3,8 @@
 Space group, number of orbits and number of elements are drawn from the training frequencies, as
 far as the conditions allow; the flow draws the rest. Where the checkpoint has a critic or an
 estimator, several arrangements of sites are proposed for each crystal, and the one that they expect
-nearest to the hull, and to the properties asked for, gets a geometry; those of training crystals
-come last.
+nearest to the hull, and to the properties asked for, gets a geometry; those of training crystals,
+and of others that are known, come last.
 
 Every crystal returned has only legal Wyckoff positions, none without free coordinates twice, the
 number of elements drawn first and only allowed ones, at most `max_atoms` atoms in its primitive
@@ -41,7 +41,7 @@ DEFAULT_STEPS = 20
 DEFAULT_PROPOSALS = 4  # with a critic or an estimator
 MOST_SITES = 4096  # arrangements of sites drawn together, whatever the size of a batch
 # What makes an arrangement worse than the critic finds it, eV/atom:
-FAR = 100.0  # a training crystal has the same sites
+FAR = 100.0  # a training crystal, or another one to avoid, has the same sites
 UNBALANCED = 0.05  # no oxidation states are neutral
 MISSED = 0.5  # each standard deviation of the data between a target and what is expected
 BY_MASS = 0.01  # each e-fold of the mean atomic mass, or the choice drifts to heavy elements
@@ -72,6 +72,7 @@ def sample(
     steps: int | None = None,
     proposals: int | None = None,
     conditions: Conditions | None = None,
+    avoid: Tensor | None = None,
     device: str | None = None,
     batch_size: int | None = None,
     on_batch: Callable[[int], None] | None = None,
@@ -92,6 +93,8 @@ def sample(
             unless given, and 1 without either. Under a formula the likeliest arrangements are taken
             instead.
         conditions: What they must be.
+        avoid: (K,) `Sites.codes` to pass by beside those of the training crystals, where several
+            arrangements are proposed.
         device: Torch device; the GPU where there is one.
         batch_size: Crystals drawn together.
         on_batch: Called after each batch with the number of crystals accepted so far.
@@ -105,6 +108,8 @@ def sample(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(card, device)
     model.use_bf16()
+    if avoid is not None:
+        model.known_sites = torch.cat([model.known_sites, avoid.to(device)])
     proposals = proposals_of(card, proposals)
     conditions = conditions or Conditions()
     tally = tally if tally is not None else Tally()
