@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from symmbfn.errors import SymmBFNError
-from symmbfn.site_heads import FEWEST, WIDTH, apart, summaries_of
+from symmbfn.site_heads import FEWEST, WIDTH, apart, summaries_of, with_head
 
 if TYPE_CHECKING:
     from symmbfn.checkpoint import Card
@@ -52,13 +52,9 @@ def add_critic(
         SymmBFNError: fewer than `FEWEST` of the crystals have an energy above the hull.
     """
     from symmbfn.checkpoint import load_model, save_checkpoint
-    from symmbfn.model import SymmBFN
 
     parent = load_model(card)
-    model = SymmBFN(replace(parent.config, critic=WIDTH), len(parent.templates)).eval()
-    model.known_sites = torch.zeros_like(parent.known_sites)
-    weights = {n: v for n, v in parent.state_dict().items() if not n.startswith("critic.")}
-    model.load_state_dict(weights, strict=False)
+    model = with_head(parent, critic=WIDTH)
     found = _with_energies(data)
     if len(found) < FEWEST:
         raise SymmBFNError(

@@ -100,9 +100,10 @@ class SymmBFN(nn.Module):
     """The generative model.
 
     Buffers, saved with the weights: lattice_mean, lattice_std (6,); property_mean, property_std
-    (P,); elements (100,), True for those of the training data; known_sites (K,), the sites of its
-    crystals as `Sites.codes`, ascending; and of its n crystals templates (n, 3), space group - 1,
-    orbits and distinct elements, with template_properties (n, P).
+    (P,); where there is an estimator, estimator_skill (P,), from 0, knows nothing, to 1; elements
+    (100,), True for those of the training data; known_sites (K,), the sites of its crystals as
+    `Sites.codes`, ascending; and of its n crystals templates (n, 3), space group - 1, orbits and
+    distinct elements, with template_properties (n, P).
     """
 
     def __init__(self, config: ModelConfig, num_crystals: int = 0) -> None:
@@ -143,6 +144,9 @@ class SymmBFN(nn.Module):
         self.register_buffer("lattice_std", torch.ones(6))
         self.register_buffer("property_mean", torch.zeros(properties))
         self.register_buffer("property_std", torch.ones(properties))
+        if config.estimator:
+            self.estimator_skill: Tensor
+            self.register_buffer("estimator_skill", torch.zeros(properties))
         self.register_buffer("elements", torch.ones(NUM_ELEMENTS, dtype=torch.bool))
         self.register_buffer("known_sites", torch.zeros(0, dtype=torch.long))
         self.register_buffer("templates", torch.zeros(num_crystals, 3, dtype=torch.int16))

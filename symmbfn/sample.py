@@ -15,17 +15,16 @@ and numbers at first, then others.
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from pymatgen.core import Composition
 from pymatgen.core.periodic_table import Element
 from torch import Tensor
 
-from symmbfn import critic, metrics
+from symmbfn import metrics
 from symmbfn.checkpoint import DEFAULT_CHECKPOINT, Card, load_card, load_model
+from symmbfn.choice import badness
 from symmbfn.conditions import Conditions, Templates
 from symmbfn.crystal import Crystal
 from symmbfn.draw import Rules, draw_geometry, draw_sites
@@ -40,15 +39,9 @@ from symmbfn.wyckoff import IntArray, space_group
 DEFAULT_STEPS = 20
 DEFAULT_PROPOSALS = 4  # with a critic or an estimator
 MOST_SITES = 4096  # arrangements of sites drawn together, whatever the size of a batch
-# What makes an arrangement worse than the critic finds it, eV/atom:
-FAR = 100.0  # a training crystal, or another one to avoid, has the same sites
-UNBALANCED = 0.05  # no oxidation states are neutral
-MISSED = 0.5  # each standard deviation of the data between a target and what is expected
-BY_MASS = 0.01  # each e-fold of the mean atomic mass, or the choice drifts to heavy elements
 DEFAULT_BATCH_SIZE = 256
 MAX_TURNS = 20  # draws for each crystal asked for, before giving up
 TURNS_PER_TEMPLATE = 4
-_SYMBOLS = [Element.from_Z(number).symbol for number in range(1, NUM_ELEMENTS + 1)]
 FORMULA_TRIES = 512  # templates to fill with a given formula
 
 
@@ -180,58 +173,17 @@ def _sites(
     """
     size = min(batch_size, max(1, MOST_SITES // proposals))
     for chunk, template in templates.batches(rows, size):
-        first = torch.arange(len(chunk), device=template.group.device) * proposals
-        every = template.take(first.repeat_interleave(proposals) // proposals)
+        places = torch.arange(len(chunk), device=template.group.device)
+        every = template.take(places.repeat_interleave(proposals))
         sites, weights = draw_sites(
             model, every, templates.rules, generator, guidance=templates.guidance
         )
         if proposals > 1:
-            best = first + _badness(model, every, sites, weights).view(-1, proposals).argmin(1)
+            bad = badness(model, every, sites, templates.guidance)
+            bad = bad.masked_fill(weights.isneginf(), torch.inf)
+            best = places * proposals + bad.view(-1, proposals).argmin(1)
             sites, weights = sites.take(best), weights[best]
         yield chunk, template, sites, weights
-
-
-def _unbalanced(atoms: Tensor, species: Tensor) -> Tensor:
-    """(B,) 1 where the composition, of `atoms` (B, N) of `species` (B, N), is not valid, else 0."""
-    flaws = []
-    for counts, elements in zip(atoms.tolist(), species.tolist(), strict=True):
-        amounts: dict[str, int] = defaultdict(int)
-        for count, element in zip(counts, elements, strict=True):
-            if count:
-                amounts[_SYMBOLS[element]] += count
-        flaws.append(not metrics.composition_valid(Composition(amounts)))
-    return torch.tensor(flaws, dtype=torch.float, device=atoms.device)
-
-
-@cache
-def _atomic_masses() -> Tensor:
-    """(100,) of the elements, in u."""
-    return torch.tensor([float(Element.from_Z(z + 1).atomic_mass) for z in range(NUM_ELEMENTS)])
-
-
-@torch.no_grad()
-def _badness(model: SymmBFN, template: Template, sites: Sites, weights: Tensor) -> Tensor:
-    """(B,) what the heads expect, eV/atom, and what makes arrangements worse; see above."""
-    badness = torch.isin(sites.codes(template.group, template.mask), model.known_sites) * FAR
-    if model.critic is not None or model.estimator is not None:
-        summaries = model.site_summaries(sites, template)
-    if model.estimator is not None:
-        expected, targets = model.expected_properties(summaries), template.properties
-        misses = (expected - targets).abs()[:, _left_to_estimator(model)]
-        badness = badness + MISSED * misses.nansum(1)  # NaN where nothing is asked
-    if model.critic is not None:
-        atoms = model.tables.atoms_of(template.group, sites.letters, template.mask)
-        masses = _atomic_masses().to(atoms.device)[sites.species]
-        mass = (atoms * masses).sum(1) / atoms.sum(1)
-        badness = badness + model.energies_above_hull(summaries) + BY_MASS * mass.log()
-        badness = badness + UNBALANCED * _unbalanced(atoms, sites.species)
-    return badness.masked_fill(weights.isneginf(), torch.inf)
-
-
-def _left_to_estimator(model: SymmBFN) -> list[int]:
-    """Columns of properties that nothing else in `_badness` is about."""
-    judged = {"composition_valid", critic.TARGET} if model.critic is not None else set()
-    return [i for i, name in enumerate(model.config.properties) if name not in judged]
 
 
 def _sites_of_formula(

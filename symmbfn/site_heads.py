@@ -8,6 +8,7 @@ properties that are asked for.
 """
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -91,6 +92,17 @@ class Head(nn.Module):
         self.eval()
 
 
+def with_head(parent: "SymmBFN", **widths: int) -> "SymmBFN":
+    """A copy of a model with new, untrained heads of these widths: `critic` or `estimator`."""
+    from symmbfn.model import SymmBFN
+
+    model = SymmBFN(replace(parent.config, **widths), len(parent.templates)).eval()
+    model.known_sites = torch.zeros_like(parent.known_sites)
+    kept = {n: v for n, v in parent.state_dict().items() if not n.startswith(tuple(widths))}
+    model.load_state_dict(kept, strict=False)
+    return model
+
+
 def summarise(features: Tensor, atoms: Tensor) -> Tensor:
     """(B, 3 * F) mean, spread and largest of features (B, N, F), of `atoms` (B, N) atoms each."""
     shares = (atoms / atoms.sum(1, keepdim=True))[..., None]
@@ -116,9 +128,7 @@ def _summaries(model: "SymmBFN", batch: "Batch") -> Tensor:
         group=batch.group,
         mask=batch.mask,
         kinds=count_kinds(batch.species, batch.mask),
-        properties=batch.properties.new_full(
-            (len(batch.group), len(model.config.properties)), torch.nan
-        ),
+        properties=batch.properties.new_zeros(len(batch.group), len(model.config.properties)),
     )
     return model.site_summaries(Sites(batch.letters, batch.species), template)
 

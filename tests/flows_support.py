@@ -42,7 +42,7 @@ def crystals() -> list[Structure]:
     ]
 
 
-def tiny_checkpoint(folder: Path) -> Path:
+def tiny_checkpoint(folder: Path, properties: tuple[str, ...] = PROPERTIES) -> Path:
     """Write a very small generator, never trained: it draws cells like those of `crystals`."""
     import torch
 
@@ -55,7 +55,7 @@ def tiny_checkpoint(folder: Path) -> Path:
 
     structures = crystals()
     values = [float(index) for index in range(len(structures))]
-    data, _ = preprocess(structures, dict.fromkeys(PROPERTIES, values))
+    data, _ = preprocess(structures, dict.fromkeys(properties, values))
     config = ModelConfig(
         sites=NetworkConfig(width=32, layers=1, heads=2),
         geometry=NetworkConfig(width=32, layers=1, heads=2, pair_width=8),

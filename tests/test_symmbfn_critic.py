@@ -9,6 +9,7 @@ import torch
 from pymatgen.core.structure import Structure
 
 from symmbfn.checkpoint import load_card, load_model, save_checkpoint
+from symmbfn.choice import _unbalanced
 from symmbfn.critic import add_critic
 from symmbfn.crystal import Crystal
 from symmbfn.data import CrystalData, preprocess
@@ -16,7 +17,7 @@ from symmbfn.errors import SymmBFNError
 from symmbfn.layers import Template
 from symmbfn.mixture import take
 from symmbfn.model import ModelConfig
-from symmbfn.sample import _unbalanced, sample
+from symmbfn.sample import sample
 from symmbfn.site_heads import FEWEST
 from symmbfn.site_network import Sites
 from symmbfn.train_config import TrainConfig

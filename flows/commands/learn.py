@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flows.evaluation import Named
     from flows.progress import TerminalProgress
     from flows.settings import CampaignConfig
+    from symmbfn.checkpoint import Card
     from symmbfn.metrics import Metrics
     from symmbfn.train import Progress as TrainingProgress
 
@@ -86,11 +87,22 @@ def train(
     folder = run(settings, crystals, held_out, report, {"data": training.name})
     card = load_card(folder)
     if enough(crystals, card.properties):
-        add_estimator(card, crystals, seed=settings.seed)
+        card = load_card(add_estimator(card, crystals, seed=settings.seed))
+        console.print(_estimator_figures(card), highlight=False)
     if as_json:
         common.print_json({"checkpoint": str(folder)})
     else:
         print(f"wrote {folder}; try: symmbfn discover -n 16 --checkpoint {folder}")
+
+
+def _estimator_figures(card: Card) -> str:
+    """Say how well a new checkpoint tells each property from sites."""
+    figures = cast("dict[str, dict[str, float]]", card.training["estimator"])
+    told = (
+        f"{name} {one['mean_absolute_error']:.3g} (skill {one['skill']:.2f})"
+        for name, one in figures.items()
+    )
+    return f"estimator, errors on chemical systems held out: {', '.join(told)}"
 
 
 @app.command(epilog="Example: symmbfn evaluate crystals.extxyz --report report.html")
