@@ -184,8 +184,6 @@ def drawn_first_in(campaign_id: int) -> ColumnElement[bool]:
 
 MATERIAL_ID = literal(PREFIX, String) + cast(Candidate.id, String)
 
-_JUDGED = _of_judge(Judgement.energy_above_hull)
-
 FIELDS: dict[str, Field] = {
     "material_id": Field(MATERIAL_ID, "text"),
     "formula_pretty": Field(Candidate.formula_pretty.expression, "text"),
@@ -212,8 +210,8 @@ FIELDS: dict[str, Field] = {
     "hull": Field(Reference.name.expression, "text"),
     "judge": Field(_of_judge(_JUDGE.name), "text"),
     "judge_verdict": Field(_of_judge(Judgement.verdict), "text", VERDICTS),
-    "judge_energy_above_hull": Field(_JUDGED, "number"),
-    "energy_above_hull_spread": Field(func.abs(Stability.energy_above_hull - _JUDGED), "number"),
+    "judge_energy_above_hull": Field(_of_judge(Judgement.energy_above_hull), "number"),
+    "energy_above_hull_spread": Field(_of_judge(Judgement.spread), "number"),
     "dft_state": Field(_of_dft(DftCalculation.state, state=None), "text", DFT_STATES),
     "dft_verdict": Field(_of_dft(DftCalculation.verdict), "text", VERDICTS),
     "dft_energy_above_hull": Field(_of_dft(DftCalculation.energy_above_hull), "number"),

@@ -22,10 +22,11 @@ WORTH_JUDGING = ("stable", "metastable", "quarantined")
 
 @dataclass(frozen=True)
 class Unjudged:
-    """A relaxed crystal that wants a second opinion."""
+    """A relaxed crystal that wants a second opinion; energy of the first potential in eV/atom."""
 
     relaxation_id: int
     structure: Structure
+    energy_per_atom: float
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,18 @@ def unjudged(session: Session, campaign_id: int, judge: Judge) -> list[Unjudged]
     Only those that are unique in the database; the lowest above the hull come first.
     """
     campaign = session.get_one(Campaign, campaign_id)
-    rows = candidate_rows(Relaxation.id, Relaxation.structure, campaign=campaign).where(
+    rows = candidate_rows(
+        Relaxation.id, Relaxation.structure, Relaxation.energy_per_atom, campaign=campaign
+    ).where(
         Stability.verdict.in_(WORTH_JUDGING),
         Stability.is_unique.is_(True),
         ~exists().where(Judgement.relaxation_id == Relaxation.id, _by(judge)),
     )
     return [
-        Unjudged(relaxation, structure_from_dict(structure))
-        for relaxation, structure in session.execute(rows.order_by(Stability.energy_above_hull))
+        Unjudged(relaxation, structure_from_dict(structure), energy)
+        for relaxation, structure, energy in session.execute(
+            rows.order_by(Stability.energy_above_hull)
+        )
     ]
 
 

@@ -452,6 +452,8 @@ class Judgement(Base):
     energy_per_atom: Mapped[float | None] = mapped_column(default=None)
     formation_energy_per_atom: Mapped[float | None] = mapped_column(default=None)
     energy_above_hull: Mapped[float | None] = mapped_column(default=None)
+    spread: Mapped[float | None] = mapped_column(default=None)
+    """By how much the two potentials differ, both placed against this hull, eV/atom."""
     steps: Mapped[int | None] = mapped_column(default=None)
     seconds: Mapped[float | None] = mapped_column(default=None)
     created_at: Mapped[datetime] = mapped_column(default_factory=utc_now)

@@ -80,6 +80,29 @@ def opinion(result: RelaxResult, hull: Hull, thresholds: ThresholdSettings) -> O
     return Opinion(above, formation, tier(above, thresholds), reason)
 
 
+def spread(
+    told: Opinion, hull: Hull, first: PotentialInfo, structure: Structure, energy: float
+) -> float:
+    """By how much a judge and the first potential differ, both placed against the judge's hull.
+
+    Args:
+        told: What the judge says.
+        hull: The judge's.
+        first: The first potential.
+        structure: The crystal as the first potential left it.
+        energy: Of the first potential, eV/atom.
+
+    Returns:
+        eV/atom; NaN where one of them cannot be placed there.
+    """
+    from relax.errors import RelaxError
+
+    try:
+        return abs(told.energy_above_hull - place(hull, first, structure, energy)[1])
+    except RelaxError:  # energies of another scheme than the hull's
+        return math.nan
+
+
 def tier(energy_above_hull: float, thresholds: ThresholdSettings) -> str:
     """Name the tier of an energy above the hull in eV/atom; NaN: not assessable."""
     if math.isnan(energy_above_hull):

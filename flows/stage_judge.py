@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from db import models, queries
 from db.session import open_database
 from flows import inputs, progress
-from flows.assess import Opinion, opinion
+from flows.assess import Opinion, opinion, spread
 from flows.rows import judge_row, relax_config, storable
 from flows.settings import CampaignConfig
 
@@ -27,6 +27,7 @@ def judge_pending(config: CampaignConfig, campaign_id: int) -> None:
     if config.judge is None:
         return
     potential, hull = inputs.judge(config, config.judge)
+    first = inputs.potential_info(config.potential)
     database = open_database(config.database)
     with database.session() as session:
         judge = judge_row(session, config, potential, hull)
@@ -37,8 +38,9 @@ def judge_pending(config: CampaignConfig, campaign_id: int) -> None:
     relaxing = relax_iter(structures, config.judge.potential, relax_config(config))
     with closing(relaxing) as results:
         for index, result in results:
-            told = opinion(result, hull, config.thresholds)
-            row = _judgement(pending[index].relaxation_id, judge, result, told)
+            one, told = pending[index], opinion(result, hull, config.thresholds)
+            row = _judgement(one.relaxation_id, judge, result, told)
+            row.spread = spread(told, hull, first, one.structure, one.energy_per_atom)
             with database.session() as session:
                 queries.record_judgement(session, row)
             bar.advance()

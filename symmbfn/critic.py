@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from symmbfn.errors import SymmBFNError
-from symmbfn.site_heads import FEWEST, WIDTH, apart, summaries_of, with_head
+from symmbfn.site_heads import FEWEST, apart, summaries_of, with_head
 
 if TYPE_CHECKING:
     from symmbfn.checkpoint import Card
@@ -54,7 +54,7 @@ def add_critic(
     from symmbfn.checkpoint import load_model, save_checkpoint
 
     parent = load_model(card)
-    model = with_head(parent, critic=WIDTH)
+    model = with_head(parent, "critic")
     found = _with_energies(data)
     if len(found) < FEWEST:
         raise SymmBFNError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from symmbfn.errors import SymmBFNError
-from symmbfn.site_heads import FEWEST, WIDTH, apart, summaries_of, with_head
+from symmbfn.site_heads import FEWEST, apart, summaries_of, with_head
 
 if TYPE_CHECKING:
     from symmbfn.checkpoint import Card
@@ -59,7 +59,7 @@ def add_estimator(
             f"fewer than {FEWEST} crystals have {' or '.join(card.properties) or 'any property'}: "
             "the estimator needs more to learn from"
         )
-    model = with_head(load_model(card), estimator=WIDTH)
+    model = with_head(load_model(card), "estimator")
     assert model.estimator is not None
     data = join([data], card.properties)
     summaries, labels = summaries_of(model, data), model.standardise(data.properties)

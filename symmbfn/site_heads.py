@@ -9,7 +9,7 @@ properties that are asked for.
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,13 +92,15 @@ class Head(nn.Module):
         self.eval()
 
 
-def with_head(parent: "SymmBFN", **widths: int) -> "SymmBFN":
-    """A copy of a model with new, untrained heads of these widths: `critic` or `estimator`."""
+def with_head(parent: "SymmBFN", name: Literal["critic", "estimator"]) -> "SymmBFN":
+    """A copy of a model with a new, untrained head of that name."""
     from symmbfn.model import SymmBFN
 
-    model = SymmBFN(replace(parent.config, **widths), len(parent.templates)).eval()
+    config = parent.config
+    new = replace(config, critic=WIDTH) if name == "critic" else replace(config, estimator=WIDTH)
+    model = SymmBFN(new, len(parent.templates)).eval()
     model.known_sites = torch.zeros_like(parent.known_sites)
-    kept = {n: v for n, v in parent.state_dict().items() if not n.startswith(tuple(widths))}
+    kept = {n: v for n, v in parent.state_dict().items() if not n.startswith(name)}
     model.load_state_dict(kept, strict=False)
     return model
 

@@ -183,10 +183,10 @@ def judged(session: Session, energies_above_hull: dict[str, float]) -> None:
         session,
         Potential(name="other", weights_sha256="", dtype="float64", energy_scheme="mp2020"),
     )
-    rows = select(Candidate.formula_pretty, Relaxation.id, Stability.hull_id).join(
-        Relaxation, Relaxation.candidate_id == Candidate.id
-    )
-    for formula, number, hull in session.execute(rows.join(Stability)).all():
+    rows = select(
+        Candidate.formula_pretty, Relaxation.id, Stability.hull_id, Stability.energy_above_hull
+    ).join(Relaxation, Relaxation.candidate_id == Candidate.id)
+    for formula, number, hull, first in session.execute(rows.join(Stability)).all():
         if formula in energies_above_hull:
             above = energies_above_hull[formula]
             verdict = "stable" if above <= 0 else "metastable" if above <= 0.1 else "unstable"
@@ -198,6 +198,7 @@ def judged(session: Session, energies_above_hull: dict[str, float]) -> None:
                 status="converged",
                 verdict=verdict,
                 energy_above_hull=above,
+                spread=abs(above - first),
             )
             queries.record_judgement(session, row)
 

@@ -70,6 +70,24 @@ def test_screen_takes_a_second_opinion(tmp_path: Path) -> None:
     done = symmbfn("screen", "salt.cif", *judge, "--json", home=tmp_path)
     (row,) = json.loads(done.stdout)
     assert row["judge_energy_above_hull"] <= row["energy_above_hull"]  # it relaxes first
-    assert row["energy_above_hull_spread"] == pytest.approx(
-        row["energy_above_hull"] - row["judge_energy_above_hull"]
+    assert row["judge_verdict"] == row["verdict"] and row["judge_reason"] is None
+
+
+def test_the_spread_is_of_energies_on_one_hull(tmp_path: Path) -> None:
+    """The judge's; another hull of the first potential changes nothing."""
+    hull = tmp_path / "low.csv"
+    hull.write_text(
+        "formula,formation_energy_per_atom\nNa,0\nCl,0\nNaCl,-2.5\n",
     )
+    build = ("hull", "import", "low.csv", "--energy-scheme", "self-consistent:chgnet")
+    made = symmbfn(*build, "--name", "low", "--elements-from", "chgnet", home=tmp_path)
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "salt.cif").write_text(rocksalt("Na", "Cl", 5.69).to(fmt="cif"))
+    given = ("screen", "salt.cif", "--judge", "chgnet@float64", "--reference", "salt.cif", "--json")
+    (one,) = json.loads(symmbfn(*given, home=tmp_path).stdout)
+    (other,) = json.loads(symmbfn(*given, "--judge-hull", "low", home=tmp_path).stdout)
+    assert abs(one["judge_energy_above_hull"] - other["judge_energy_above_hull"]) > 0.3
+    assert one["energy_above_hull_spread"] == pytest.approx(
+        other["energy_above_hull_spread"], abs=1e-6
+    )
+    assert one["energy_above_hull_spread"] < 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ from flows.commands import common
 from flows.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from pymatgen.core.structure import Structure
 
     from flows.settings import CampaignConfig, JudgeSettings
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 ENDINGS = (".cif", ".extxyz", ".jsonl")
+JUDGED = ("judge_verdict", "judge_energy_above_hull", "energy_above_hull_spread", "judge_reason")
 
 
 @app.command(epilog="Example: symmbfn generate -n 100 --elements Li,Fe,O --out crystals.extxyz")
@@ -188,7 +192,7 @@ def screen(
 ) -> None:
     """Place structures as they are against a hull; tell which are unique and novel.
 
-    A judge relaxes each once more from there, with its own potential, before it says anything.
+    A judge relaxes what is unique and (meta)stable or suspect once more from there.
     """
     config = common.campaign_config(
         None,
@@ -220,7 +224,8 @@ def screen(
             )
         ]
         if config.judge is not None:
-            _judge(config, config.judge, structures, rows)
+            progress.stage("judge", None)
+            _judge(config, config.judge, structures, energies, rows, progress.advance)
         progress.reach(len(structures))
     if as_json:
         unreadable = [
@@ -237,22 +242,37 @@ def _judge(
     config: CampaignConfig,
     judge: JudgeSettings,
     structures: list[Structure],
+    energies: NDArray[np.float64],
     rows: list[dict[str, Any]],
+    advance: Callable[[], None],
 ) -> None:
-    """Write the second opinion on each structure into its row."""
+    """Write second opinions into the rows, on what is unique and may be stable."""
+    from db.judgements import WORTH_JUDGING
     from flows import inputs
-    from flows.assess import opinion
+    from flows.assess import opinion, spread
     from flows.rows import relax_config
     from relax.optimize import relax_iter
 
     _, hull = inputs.judge(config, judge)
-    for index, result in relax_iter(structures, judge.potential, relax_config(config)):
-        told, above = opinion(result, hull, config.thresholds), rows[index]["energy_above_hull"]
+    first = inputs.potential_info(config.potential)
+    asked = [
+        i for i, row in enumerate(rows) if row["verdict"] in WORTH_JUDGING and row["is_unique"]
+    ]
+    for row in rows:
+        row |= dict.fromkeys(JUDGED)
+    results = relax_iter([structures[i] for i in asked], judge.potential, relax_config(config))
+    for place, result in results:
+        index = asked[place]
+        told = opinion(result, hull, config.thresholds)
         rows[index] |= {
             "judge_verdict": told.verdict,
             "judge_energy_above_hull": told.energy_above_hull,
-            "energy_above_hull_spread": abs(told.energy_above_hull - above),
+            "energy_above_hull_spread": spread(
+                told, hull, first, structures[index], float(energies[index])
+            ),
+            "judge_reason": told.reason,
         }
+        advance()
 
 
 def _relaxed_row(name: str, result: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("energy_per_atom", sa.Float(53)),
         sa.Column("formation_energy_per_atom", sa.Float(53)),
         sa.Column("energy_above_hull", sa.Float(53)),
+        sa.Column("spread", sa.Float(53)),
         sa.Column("steps", sa.Integer()),
         sa.Column("seconds", sa.Float(53)),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
