@@ -95,6 +95,11 @@ class ConditionSettings(_Settings):
         known = check_elements(symbols)
         return tuple(sorted(set(symbols), key=known.index))
 
+    @field_validator("crystal_systems")
+    @classmethod
+    def _lower_case(cls, systems: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return systems if systems is None else tuple(name.lower() for name in systems)
+
     @field_validator("space_groups")
     @classmethod
     def _known_groups(cls, groups: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -160,10 +160,16 @@ def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:
     unit = sum(formula.values())
     of_formula = torch.zeros_like(known)
     of_formula[list(formula)] = True
+    if (of_formula & ~known).any():
+        strange = [Element.from_Z(z + 1).symbol for z in (of_formula & ~known).nonzero()[:, 0]]
+        raise SymmBFNError(
+            f"formula {conditions.formula} has {', '.join(strange)}, which does not occur in the "
+            f"training data of checkpoint {card.name}: ask for another"
+        )
     if (of_formula & ~allowed).any() or (required & ~of_formula).any():
         raise SymmBFNError(
-            f"formula {conditions.formula} has other elements than asked for, or than checkpoint "
-            f"{card.name} knows: drop --elements, --require and --exclude, or change it"
+            f"formula {conditions.formula} has other elements than asked for: drop --elements, "
+            "--require and --exclude, or change it"
         )
     sizes = sum(exactly(atoms) for atoms in range(unit, conditions.max_atoms + 1, unit))
     if not sizes & rules.num_atoms:
@@ -233,16 +239,17 @@ def _allowed_templates(
         fits &= _can_hold(table, rules.formula, rules.num_atoms)
         if not fits.any():
             raise SymmBFNError(
-                f"no Wyckoff positions of {_group_names(groups)} hold {conditions.formula} in at "
-                f"most {conditions.max_atoms} atoms, with as many orbits as crystals of the "
-                "training data have: loosen the space groups or the number of atoms"
+                f"no Wyckoff positions of {_group_names(groups)} hold {conditions.formula} in "
+                f"{conditions.num_atoms or f'at most {conditions.max_atoms}'} atoms, with as many "
+                "orbits as crystals of the training data have: loosen the space groups or the "
+                "number of atoms"
             )
     most, least = int(rules.elements.sum()), int(rules.required.sum())
     fits &= (table[:, 2] <= most) & (table[:, 2] >= least)
     if not fits.any():
         raise SymmBFNError(
             f"no crystal of the training data that fits otherwise has {least} to {most} elements: "
-            "loosen the elements or the space groups"
+            "loosen the elements, the space groups or the number of atoms"
         )
     return np.flatnonzero(fits)
 

@@ -139,6 +139,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["candidates"], "symmbfn discover"),
         (["candidates", "--limit", "0"], "--limit"),
         (["candidates", "--format", "xml"], "--format"),
+        (["generate", "-n", "1", "--out", "x.cif", "--space-group", "Fm3x"], "such as Fm-3m"),
+        (["screen", "x.cif", "--judge-hull", "chgnet"], "give --judge too"),
         (["show"], "Missing argument 'ID'"),
         (["show", "sbfn-1"], "symmbfn discover"),
         (["export", "is_stable = TRUE"], "Missing option '--to'"),

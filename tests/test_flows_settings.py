@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.commands.common import _space_groups
 from flows.errors import ConfigError
 from flows.retrain_settings import LoopConfig, RetrainConfig
-from flows.settings import CampaignConfig, RelaxationSettings, parse_number
+from flows.settings import CampaignConfig, ConditionSettings, RelaxationSettings, parse_number
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "campaign.toml"
 
@@ -115,3 +116,9 @@ def test_a_property_is_a_name_and_a_finite_number() -> None:
     for text in ("band_gap", "=1", "band_gap=wide", "band_gap=nan"):
         with pytest.raises(ConfigError, match="write NAME=VALUE"):
             parse_number(text, "--property", "x=1")
+
+
+def test_space_groups_are_numbers_or_symbols_and_systems_of_any_case() -> None:
+    assert _space_groups("225, Fd-3m,P1") == [225, 227, 1] and _space_groups(None) is None
+    settings = ConditionSettings(crystal_systems=("Cubic",))
+    assert settings.crystal_systems == ("cubic",)

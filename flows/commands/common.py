@@ -56,8 +56,8 @@ ProposalsOption = Annotated[
     typer.Option(
         "--proposals",
         min=1,
-        help="Site arrangements for each crystal, of which the critic chooses one. (default 4; 1 "
-        "without a critic)",
+        help="Site arrangements for each crystal, of which critic and estimator choose one; not "
+        "with --formula. (default 4; 1 without them)",
     ),
 ]
 PropertyOption = Annotated[
@@ -87,7 +87,8 @@ ExcludeOption = Annotated[
     str | None, typer.Option("--exclude", metavar="Pb,Cd", help="None of these elements.")
 ]
 SpaceGroupOption = Annotated[
-    str | None, typer.Option("--space-group", metavar="225,227", help="Only these space groups.")
+    str | None,
+    typer.Option("--space-group", metavar="225,Fd-3m", help="Only these space groups."),
 ]
 CrystalSystemOption = Annotated[
     str | None,
@@ -141,7 +142,7 @@ def conditions_table(
         "elements": _split(elements),
         "require": _split(require),
         "exclude": _split(exclude),
-        "space_groups": _split(space_group),
+        "space_groups": _space_groups(space_group),
         "crystal_systems": _split(crystal_system),
         "max_atoms": max_atoms,
         "num_atoms": num_atoms,
@@ -157,6 +158,38 @@ def _numbers(texts: Sequence[str] | None, option: str, example: str) -> dict[str
 
 def _split(text: str | None) -> list[str] | None:
     return None if text is None else [part for part in text.replace(",", " ").split() if part]
+
+
+def _space_groups(text: str | None) -> list[int] | None:
+    """Numbers of space groups given by number or by symbol.
+
+    Raises:
+        ConfigError: There is no such symbol.
+    """
+    if text is None:
+        return None
+    from pymatgen.symmetry.groups import SpaceGroup
+
+    numbers = []
+    for part in _split(text) or ():
+        try:
+            numbers.append(int(part) if part.isdigit() else SpaceGroup(part).int_number)
+        except ValueError as error:
+            raise ConfigError(
+                f"--space-group {part!r}: write numbers such as 225, or symbols such as Fm-3m"
+            ) from error
+    return numbers
+
+
+def judge_table(judge: str | None, hull: str | None) -> dict[str, str | None]:
+    """Turn --judge and --judge-hull into the table `judge`.
+
+    Raises:
+        ConfigError: There is a hull, but no judge.
+    """
+    if hull is not None and judge is None:
+        raise ConfigError(f"--judge-hull {hull}: nobody judges; give --judge too, or drop it")
+    return {"potential": judge, "hull": hull}
 
 
 def drawn_again(tally: Mapping[str, int]) -> str:

@@ -113,7 +113,7 @@ def discover(
             "potential": potential,
             "hulls": hull or None,
             "reference": reference,
-            "judge": {"potential": judge, "hull": judge_hull},
+            "judge": common.judge_table(judge, judge_hull),
             "relaxation": {"max_steps": max_relax_steps, "keep_symmetry": keep_symmetry or None},
             "funnel": {"relax_budget": relax_budget},
             "seed": seed,

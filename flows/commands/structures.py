@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
     from flows.settings import CampaignConfig, JudgeSettings
+    from symmbfn.crystal import Crystal
 
 app = typer.Typer()
 
@@ -107,6 +108,8 @@ def generate(
         short = len(structures) < n
         told, remedy = (f" of {n}", "; loosen the conditions") if short else ("", "")
         print(f"wrote {len(structures)}{told} crystals to {out}{remedy}")
+        if formula is not None:
+            print(f"{_arrangements(crystals)} different arrangements of the elements on positions.")
         if again := common.drawn_again(asdict(tally)):
             print(again)
 
@@ -200,7 +203,7 @@ def screen(
             "potential": potential,
             "hulls": [hull],
             "reference": reference,
-            "judge": {"potential": judge, "hull": judge_hull},
+            "judge": common.judge_table(judge, judge_hull),
         },
     )
     from flows import inputs
@@ -236,6 +239,12 @@ def screen(
     common.print_table(list(rows[0]), [list(row.values()) for row in rows])
     for name, why in given.errors:
         print(f"  {name}: {why}")
+
+
+def _arrangements(crystals: Sequence[Crystal]) -> int:
+    """Count the different choices of group, Wyckoff positions, and elements on them."""
+    sites = (tuple(sorted(zip(one.letters, one.species, strict=True))) for one in crystals)
+    return len({(one.space_group, chosen) for one, chosen in zip(crystals, sites, strict=True)})
 
 
 def _judge(
