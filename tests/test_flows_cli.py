@@ -121,7 +121,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["discover", "--elements", "Li,Fo"], "unknown element 'Fo'"),
         (["discover", "--elements", "Li", "--exclude", "Li"], "exclude takes all of them away"),
         (["discover", "--space-group", "300"], "no space group 300"),
-        (["discover", "--space-group", "cubic"], "space_groups"),
+        (["discover", "--space-group", "cubic"], "symbols such as Fm-3m"),
         (["discover", "--property", "band_gap"], "write NAME=VALUE"),
         (["discover", "--key", "a b"], "key: "),
         (["discover", "nothing.toml"], "nothing.toml: No such file"),
