@@ -335,6 +335,7 @@ def test_a_crystal_that_cannot_be_judged_does_not_stop_the_others(
             session.get_one(Relaxation, 3).energy_per_atom = -500.0
         monkeypatch.setattr(Hull, "energy_above_hull", sometimes)
     screen_pending(config, campaign)
+    close_campaign(config, campaign)
     with open_database(config.database).session(write=False) as session:
         first, second, third = session.scalars(select(Stability).order_by(Stability.id)).all()
         counts = queries.campaign_counts(session, campaign)

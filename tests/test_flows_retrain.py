@@ -396,7 +396,8 @@ def test_a_critic_learns_from_all_that_was_looked_at(
     frozen = training_set.freeze(config)
     with pytest.raises(ConfigError, match=r"the energy of \d crystals .* needs 200"):
         stage_retrain.train(config, frozen)
-    monkeypatch.setattr("symmbfn.critic.FEWEST", 2)
+    for module in ("critic", "site_heads"):
+        monkeypatch.setattr(f"symmbfn.{module}.FEWEST", 2)
     with found[2].session(write=False) as session:
         made, above = training.ancestry(session, stage_retrain.train(config, frozen))
     child, parent = load_card(made.name), load_card(above.name)
@@ -422,7 +423,8 @@ def test_the_critic_of_the_parent_stays_where_the_networks_learn_alone(
     from symmbfn.checkpoint import load_card, load_model
     from symmbfn.critic import add_critic
 
-    monkeypatch.setattr("symmbfn.critic.FEWEST", 6)
+    for module in ("critic", "site_heads"):
+        monkeypatch.setattr(f"symmbfn.{module}.FEWEST", 6)
     data = _data(crystals(), energy_above_hull=[0.1 * i for i in range(6)])
     parent = add_critic(load_card(found[1]), data, tmp_path / "parent")
     config = _config(found, key="stays", learn="generator", checkpoint=str(parent))

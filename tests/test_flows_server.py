@@ -88,7 +88,7 @@ def test_the_page_shows_the_funnel_the_best_and_a_picture_that_needs_no_other_fi
     counts = dict(zip(names, (16, 15, 14, 12, 2, 8), strict=True))
     counts |= {"unique": 10, "novel": 9, "sun": 1, "msun": 4}
     row = dict.fromkeys(artifacts._COLUMNS) | {"material_id": "sbfn-2", "energy_above_hull": -1 / 3}
-    found = Outcome(1, "mine", "sqlite:///mine.db", counts, {}, [row])
+    found = Outcome(1, "mine", "sqlite:///mine.db", counts, tally={}, judged={}, best=[row])
     lines = artifacts.funnel(found).splitlines()
     assert "| metastable | 8 | ██████████ 50% |" in lines
     assert "| stable, unique and novel | 1 | █ 6% |" in lines
