@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--at-once", type=int, default=50, help="Crystals in each turn.")
+    parser.add_argument("--fmax", type=float, default=0.05, help="eV/Å")
     parser.add_argument("--max-steps", type=int, default=500)
     parser.add_argument("--scaling", type=Path, help="Figure to write, instead.")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
@@ -180,7 +181,7 @@ def main() -> None:
     if given.file is None:
         parser.error("give a file of crystals, or --scaling")
     read = [one.structure for one in read_structures(given.file) if one.structure is not None]
-    config = RelaxConfig(workers=given.workers, max_steps=given.max_steps)
+    config = RelaxConfig(given.fmax, given.max_steps, given.workers)
     other = (
         fire(load(given.potential), config)
         if given.against == "fire"
