@@ -134,7 +134,10 @@ def scaling(potential: str, out: Path) -> None:
         (right, memory, "peak memory, MiB"),
     ):
         axes.loglog(atoms, numbers, "o-")
+        axes.grid(alpha=0.3)
         axes.set(xlabel="atoms", ylabel=label, title=potential)
+    right.set_yscale("linear")
+    right.set_ylim(bottom=0)
     figure.savefig(out, dpi=150)
 
 
