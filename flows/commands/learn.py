@@ -86,7 +86,7 @@ def train(
 
     folder = run(settings, crystals, held_out, report, {"data": training.name})
     card = load_card(folder)
-    if enough(crystals, card.properties):
+    if not card.model.estimator and enough(crystals, card.properties):  # or it was done before
         card = load_card(add_estimator(card, crystals, seed=settings.seed))
         console.print(_estimator_figures(card), highlight=False)
     if as_json:
