@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows import inputs
-from flows.settings import CampaignConfig, ThresholdSettings, one_line
+from flows.settings import CampaignConfig, JudgeSettings, ThresholdSettings, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -59,48 +60,54 @@ class Opinion(Tiered):
     energy_above_hull: float
     formation_energy_per_atom: float
     verdict: str
+    spread: float
+    """By how much judge and first potential differ, both placed against the judge's hull; NaN where
+    one of them cannot be."""
     reason: str | None
 
 
-def opinion(result: RelaxResult, hull: Hull, thresholds: ThresholdSettings) -> Opinion:
-    """Judge a relaxed crystal by its energy alone; one that cannot be never stops the others."""
-    from relax.errors import RelaxError
-
-    formation, above, reason = math.nan, math.nan, result.reason or None
-    if result.status == "converged" and result.structure is not None:
-        assert result.energy_per_atom is not None  # as every converged result has
-        try:
-            formation, above = place(
-                hull, result.potential, result.structure, result.energy_per_atom
-            )
-        except RelaxError:  # the settings are wrong, not the crystal
-            raise
-        except Exception as error:  # Qhull raises whatever a strange crystal makes it
-            reason = f"{type(error).__name__}: {one_line(error)}"
-    return Opinion(above, formation, tier(above, thresholds), reason)
-
-
-def spread(
-    told: Opinion, hull: Hull, first: PotentialInfo, structure: Structure, energy: float
-) -> float:
-    """By how much a judge and the first potential differ, both placed against the judge's hull.
+def opinions(
+    config: CampaignConfig,
+    judge: JudgeSettings,
+    structures: Sequence[Structure],
+    energies: Sequence[float],
+) -> Generator[tuple[int, RelaxResult, Opinion]]:
+    """Let a judge relax crystals once more, from what the first potential left.
 
     Args:
-        told: What the judge says.
-        hull: The judge's.
-        first: The first potential.
-        structure: The crystal as the first potential left it.
-        energy: Of the first potential, eV/atom.
+        config: Its potential is the first one; its relaxation and thresholds hold for the judge.
+        judge: Who judges.
+        structures: As the first potential left them.
+        energies: Of the first potential, eV/atom.
 
-    Returns:
-        eV/atom; NaN where one of them cannot be placed there.
+    Yields:
+        Index into `structures`, the judge's relaxation and what it says, as soon as it is there.
     """
+    from flows.rows import relax_config
     from relax.errors import RelaxError
+    from relax.optimize import relax_iter
 
+    _, hull = inputs.judge(config, judge)
+    first = inputs.potential_info(config.potential)
     try:
-        return abs(told.energy_above_hull - place(hull, first, structure, energy)[1])
-    except RelaxError:  # energies of another scheme than the hull's
-        return math.nan
+        hull.scheme_for(first, with_structures=True)
+        comparable = True
+    except RelaxError:  # the first potential's energies have no place on the judge's hull
+        comparable = False
+    relaxing = relax_iter(structures, judge.potential, relax_config(config))
+    with closing(relaxing) as results:
+        for index, result in results:
+            formation, above, reason = math.nan, math.nan, result.reason or None
+            if result.status == "converged" and result.structure is not None:
+                assert result.energy_per_atom is not None  # as every converged result has
+                formation, above, reason = placed(
+                    hull, result.potential, result.structure, result.energy_per_atom
+                )
+            there = math.nan
+            if comparable:
+                _, there, _ = placed(hull, first, structures[index], energies[index])
+            verdict = tier(above, config.thresholds)
+            yield index, result, Opinion(above, formation, verdict, abs(above - there), reason)
 
 
 def tier(energy_above_hull: float, thresholds: ThresholdSettings) -> str:
@@ -115,9 +122,9 @@ def tier(energy_above_hull: float, thresholds: ThresholdSettings) -> str:
 
 
 def place(
-    hull: Hull, potential: PotentialInfo, structure: Structure, energy: float
+    hull: Hull, potential: PotentialInfo | str, structure: Structure, energy: float
 ) -> tuple[float, float]:
-    """Place one crystal, with its energy of the potential in eV/atom, against a hull.
+    """Place one crystal, with its energy of the potential or scheme in eV/atom, against a hull.
 
     Returns:
         Its formation energy and its energy above the hull, eV/atom; NaN where not assessable.
@@ -125,6 +132,28 @@ def place(
     composition = [structure.composition]
     formation = hull.formation_energy_per_atom(composition, [energy], potential, [structure])
     return float(formation[0]), float(hull.energy_above_hull(composition, formation)[0])
+
+
+def placed(
+    hull: Hull, potential: PotentialInfo | str, structure: Structure, energy: float
+) -> tuple[float, float, str | None]:
+    """`place` one crystal of many; one that cannot be placed never stops the others.
+
+    Returns:
+        Its formation energy and its energy above the hull, eV/atom, NaN where not assessable; and
+        why, where that is not for want of known phases.
+
+    Raises:
+        RelaxError: The settings are wrong, not the crystal.
+    """
+    from relax.errors import RelaxError
+
+    try:
+        return *place(hull, potential, structure, energy), None
+    except RelaxError:
+        raise
+    except Exception as error:  # Qhull raises whatever a strange crystal makes it
+        return math.nan, math.nan, f"{type(error).__name__}: {one_line(error)}"
 
 
 def assess(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from db import dft
-from db.dft import Computed, Submitted
+from db.dft import Submitted
 from db.models import utc_now
 from db.session import Database, open_database
 from flows import assess, dft_makers, inputs, rows
@@ -129,7 +128,9 @@ def _judge(database: Database, config: CollectConfig, hull: Hull, collected: Col
         hull_id = rows.hull_row(session, hull).id
         pending = dft.unjudged(session, hull_id, hull.energy_scheme, thresholds)
     for one in pending:
-        formation, above, reason = _place(hull, one)
+        formation, above, reason = assess.placed(
+            hull, hull.energy_scheme, one.structure, one.energy_per_atom
+        )
         with database.session() as session:
             dft.judge(
                 session,
@@ -142,20 +143,3 @@ def _judge(database: Database, config: CollectConfig, hull: Hull, collected: Col
                 reason=reason,
             )
         collected.counts["judged"] += 1
-
-
-def _place(hull: Hull, one: Computed) -> tuple[float, float, str | None]:
-    """Place one crystal against the hull; one that cannot be never stops the others."""
-    from relax.errors import RelaxError
-
-    composition = [one.structure.composition]
-    try:
-        formation = hull.formation_energy_per_atom(
-            composition, [one.energy_per_atom], hull.energy_scheme
-        )
-        above = hull.energy_above_hull(composition, formation)
-    except RelaxError:  # the hull is the wrong one, not the crystal
-        raise
-    except Exception as error:  # Qhull raises whatever a strange crystal makes it
-        return math.nan, math.nan, f"{type(error).__name__}: {one_line(error)}"
-    return float(formation[0]), float(above[0]), None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from db import models, queries
 from db.session import open_database
 from flows import inputs, progress
-from flows.assess import Opinion, opinion, spread
-from flows.rows import judge_row, relax_config, storable
+from flows.assess import Opinion, opinions
+from flows.rows import judge_row, storable
 from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
@@ -22,12 +22,9 @@ def judge_pending(config: CampaignConfig, campaign_id: int) -> None:
     From the crystal as the first potential left it, so that few steps are needed. Each opinion is
     stored as soon as it is there; what was asked before is not asked again.
     """
-    from relax.optimize import relax_iter
-
     if config.judge is None:
         return
     potential, hull = inputs.judge(config, config.judge)
-    first = inputs.potential_info(config.potential)
     database = open_database(config.database)
     with database.session() as session:
         judge = judge_row(session, config, potential, hull)
@@ -35,12 +32,10 @@ def judge_pending(config: CampaignConfig, campaign_id: int) -> None:
     bar = progress.current()
     bar.stage("judge", len(pending))
     structures = [one.structure for one in pending]
-    relaxing = relax_iter(structures, config.judge.potential, relax_config(config))
-    with closing(relaxing) as results:
-        for index, result in results:
-            one, told = pending[index], opinion(result, hull, config.thresholds)
-            row = _judgement(one.relaxation_id, judge, result, told)
-            row.spread = spread(told, hull, first, one.structure, one.energy_per_atom)
+    energies = [one.energy_per_atom for one in pending]
+    with closing(opinions(config, config.judge, structures, energies)) as told:
+        for index, result, opinion in told:
+            row = _judgement(pending[index].relaxation_id, judge, result, opinion)
             with database.session() as session:
                 queries.record_judgement(session, row)
             bar.advance()
@@ -61,6 +56,7 @@ def _judgement(
         energy_per_atom=result.energy_per_atom,
         formation_energy_per_atom=opinion.formation_energy_per_atom,
         energy_above_hull=opinion.energy_above_hull,
+        spread=opinion.spread,
         steps=result.steps,
         seconds=result.seconds,
     )

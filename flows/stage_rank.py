@@ -14,17 +14,14 @@ from db import models, queries
 from db.queries import Unranked
 from db.session import open_database
 from flows import inputs, progress
-from flows.assess import place
+from flows.assess import placed
 from flows.leases import worker_name
 from flows.rows import potential_row, relax_config, relax_settings
 from flows.settings import CampaignConfig, derived_seed
 
 if TYPE_CHECKING:
-    from pymatgen.core.structure import Structure
     from sqlalchemy.orm import Session
 
-    from relax.hull import Hull
-    from relax.potentials import PotentialInfo
     from relax.ranking import Fall, Signals
 
 _LOOKED_AT_ONCE = 1024  # starting the worker processes costs seconds
@@ -88,20 +85,8 @@ def _looks(
                 energy = signals.energy_per_atom
                 row.energy_per_atom, row.max_force = energy, signals.max_force
                 row.virial, row.volume_per_atom = signals.virial, signals.volume_per_atom
-                row.energy_above_hull = _above(hull, potential, structures[index], energy)
+                _, row.energy_above_hull, _ = placed(hull, potential, structures[index], energy)
             yield row
-
-
-def _above(hull: Hull, potential: PotentialInfo, structure: Structure, energy: float) -> float:
-    """Return the energy above the hull of a crystal as drawn, eV/atom; NaN where there is none."""
-    from relax.errors import RelaxError
-
-    try:
-        return place(hull, potential, structure, energy)[1]
-    except RelaxError:  # the settings are wrong, not the crystal
-        raise
-    except Exception:  # as in the screening; such a crystal comes last
-        return math.nan
 
 
 def _settle(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pymatgen.core.structure import Structure
 from sqlalchemy import select
 
 from db import queries
 from db.models import Judgement, Potential
 from db.session import open_database
+from flows import assess
 from flows.errors import ConfigError
 from flows.inputs import check
 from flows.settings import CampaignConfig, JudgeSettings
@@ -91,3 +94,30 @@ def test_the_spread_is_of_energies_on_one_hull(tmp_path: Path) -> None:
         other["energy_above_hull_spread"], abs=1e-6
     )
     assert one["energy_above_hull_spread"] < 0.01
+
+
+def test_a_crystal_that_cannot_be_placed_does_not_stop_the_judge(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'mine.db'}"
+    config = tiny_config(checkpoint, url, judge={"potential": "chgnet@float64"})
+    salts = [rocksalt("Na", "Cl", 5.7), rocksalt("K", "Cl", 6.3)]
+    campaign = drawn_campaign(config, salts, relaxed=False)
+    relax_pending(config, campaign)
+    screen_pending(config, campaign)
+    really = assess.place
+
+    def broken(hull: Any, potential: Any, structure: Structure, energy: float) -> Any:
+        if structure.composition.reduced_formula == "NaCl":
+            raise ValueError("a facet\nof no volume")
+        return really(hull, potential, structure, energy)
+
+    monkeypatch.setattr(assess, "place", broken)
+    judge_pending(config, campaign)
+    with open_database(url).session(write=False) as session:
+        found = queries.candidates(session, "judge IS KNOWN", sort="formula_pretty")
+        reasons = session.scalars(select(Judgement.reason)).all()
+    assert found["formula_pretty"].tolist() == ["KCl", "NaCl"]
+    assert found["judge_verdict"].tolist()[1] == "not_assessable"
+    assert found["energy_above_hull_spread"].notna().tolist() == [True, False]
+    assert sorted(reasons, key=str) == [None, "ValueError: a facet of no volume"]

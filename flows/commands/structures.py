@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
     from flows.settings import CampaignConfig, JudgeSettings
-    from symmbfn.crystal import Crystal
 
 app = typer.Typer()
 
@@ -85,7 +84,7 @@ def generate(
         progress.stage("start", None)
         inputs.check_generator(config)
         from symmbfn.files import write_structures
-        from symmbfn.sample import Tally, sample
+        from symmbfn.sample import Tally, arrangement, sample
 
         progress.stage("generate", n)
         tally = Tally()
@@ -109,7 +108,8 @@ def generate(
         told, remedy = (f" of {n}", "; loosen the conditions") if short else ("", "")
         print(f"wrote {len(structures)}{told} crystals to {out}{remedy}")
         if formula is not None:
-            print(f"{_arrangements(crystals)} different arrangements of the elements on positions.")
+            different = {arrangement(x.space_group, x.letters, x.species) for x in crystals}
+            print(f"{len(different)} different arrangements of the elements on positions.")
         if again := common.drawn_again(asdict(tally)):
             print(again)
 
@@ -241,12 +241,6 @@ def screen(
         print(f"  {name}: {why}")
 
 
-def _arrangements(crystals: Sequence[Crystal]) -> int:
-    """Count the different choices of group, Wyckoff positions, and elements on them."""
-    sites = (tuple(sorted(zip(one.letters, one.species, strict=True))) for one in crystals)
-    return len({(one.space_group, chosen) for one, chosen in zip(crystals, sites, strict=True)})
-
-
 def _judge(
     config: CampaignConfig,
     judge: JudgeSettings,
@@ -257,28 +251,19 @@ def _judge(
 ) -> None:
     """Write second opinions into the rows, on what is unique and may be stable."""
     from db.judgements import WORTH_JUDGING
-    from flows import inputs
-    from flows.assess import opinion, spread
-    from flows.rows import relax_config
-    from relax.optimize import relax_iter
+    from flows.assess import opinions
 
-    _, hull = inputs.judge(config, judge)
-    first = inputs.potential_info(config.potential)
     asked = [
         i for i, row in enumerate(rows) if row["verdict"] in WORTH_JUDGING and row["is_unique"]
     ]
     for row in rows:
         row |= dict.fromkeys(JUDGED)
-    results = relax_iter([structures[i] for i in asked], judge.potential, relax_config(config))
-    for place, result in results:
-        index = asked[place]
-        told = opinion(result, hull, config.thresholds)
-        rows[index] |= {
+    them = [structures[i] for i in asked], [float(energies[i]) for i in asked]
+    for place, _, told in opinions(config, judge, *them):
+        rows[asked[place]] |= {
             "judge_verdict": told.verdict,
             "judge_energy_above_hull": told.energy_above_hull,
-            "energy_above_hull_spread": spread(
-                told, hull, first, structures[index], float(energies[index])
-            ),
+            "energy_above_hull_spread": told.spread,
             "judge_reason": told.reason,
         }
         advance()
