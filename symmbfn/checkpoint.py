@@ -17,6 +17,7 @@ from symmbfn.errors import SymmBFNError
 from symmbfn.model import ModelConfig, SymmBFN
 
 FORMAT = "symmbfn-checkpoint-2"
+_HALVED = ("sites.", "geometry.", "critic.", "estimator.")  # stored as float16
 DEFAULT_CHECKPOINT = "mp20"
 SHIPPED = Path(__file__).parent / "checkpoints"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -146,9 +147,6 @@ def _folder(checkpoint: str | Path) -> Path:
         f"checkpoint {name} does not exist: give a folder that 'symmbfn train' wrote, "
         f"or a shipped one ({shipped})"
     )
-
-
-_HALVED = ("sites.", "geometry.", "critic.", "estimator.")
 
 
 def _is_weight(name: str, value: torch.Tensor) -> bool:

@@ -39,14 +39,15 @@ def badness(
         sites: The arrangements.
         guidance: (P,) strengths of the targets, None where all are 1.
     """
-    bad = torch.isin(sites.codes(template.group, template.mask), model.known_sites) * FAR
-    if model.critic is None and model.estimator is None:
+    bad = _is_known(sites.codes(template.group, template.mask), model.known_sites) * FAR
+    asked = _left_to_estimator(model, template)
+    if model.critic is None and not asked:
         return bad
     summaries = model.site_summaries(sites, template)
-    if model.estimator is not None:
+    if asked:
         misses = (model.expected_properties(summaries) - template.properties).abs()
         weights = MISSED * model.estimator_skill * (1.0 if guidance is None else guidance)
-        bad = bad + (misses * weights)[:, _left_to_estimator(model)].nansum(1)  # NaN: not asked
+        bad = bad + (misses * weights)[:, asked].sum(1)
     if model.critic is not None:
         atoms = model.tables.atoms_of(template.group, sites.letters, template.mask)
         bad = bad + _distances(model.energies_above_hull(summaries), _target(model, template))
@@ -56,10 +57,19 @@ def badness(
     return bad
 
 
-def _left_to_estimator(model: SymmBFN) -> list[int]:
-    """Columns of the properties that the critic does not speak about."""
+def _is_known(codes: Tensor, known: Tensor) -> Tensor:
+    """(B,) whether codes (B,) are among the known ones (K,), which ascend; `isin` would sort."""
+    return torch.searchsorted(known, codes, right=True) > torch.searchsorted(known, codes)
+
+
+def _left_to_estimator(model: SymmBFN, template: Template) -> list[int]:
+    """Columns of the properties asked for that the critic does not speak about."""
+    if model.estimator is None:
+        return []
     spoken = {BALANCE, critic.TARGET} if model.critic is not None else set()
-    return [i for i, name in enumerate(model.config.properties) if name not in spoken]
+    asked = (~template.properties.isnan()).all(0).tolist()  # of every crystal or of none
+    names = model.config.properties
+    return [i for i, name in enumerate(names) if asked[i] and name not in spoken]
 
 
 def _target(model: SymmBFN, template: Template, name: str = critic.TARGET) -> Tensor:

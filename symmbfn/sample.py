@@ -13,7 +13,7 @@ and numbers at first, then others.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def sample(
     model = load_model(card, device)
     model.use_bf16()
     if avoid is not None:
-        model.known_sites = torch.cat([model.known_sites, avoid.to(device)])
+        model.known_sites = torch.cat([model.known_sites, avoid.to(device)]).unique()
     proposals = proposals_of(card, proposals)
     conditions = conditions or Conditions()
     tally = tally if tally is not None else Tally()
@@ -224,12 +224,17 @@ def _sites_of_formula(
 
 
 def _arrangements(template: Template, sites: Sites) -> Iterator[Hashable]:
-    """What each crystal consists of: the group and, in no order, which element is where."""
+    """The `arrangement` of each crystal."""
     orbits = template.mask.sum(1).tolist()
     for group, n, letters, species in zip(
         template.group.tolist(), orbits, sites.letters.tolist(), sites.species.tolist(), strict=True
     ):
-        yield group, *sorted(zip(letters[:n], species[:n], strict=True))
+        yield arrangement(group, letters[:n], species[:n])
+
+
+def arrangement(group: int, letters: Iterable[int], species: Iterable[int]) -> Hashable:
+    """What a crystal consists of, equal for equal ones: the group, and which element is where."""
+    return group, *sorted(zip(letters, species, strict=True))
 
 
 def _likeliest(arrangements: Sequence[Hashable], log_weights: Tensor) -> list[int]:
