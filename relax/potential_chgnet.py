@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.calculators.calculator import Calculator, all_changes
 from ase.data import chemical_symbols
-from ase.stress import full_3x3_to_voigt_6_stress
 
+from relax.batches import batched_energies
+from relax.calculator import GradientCalculator
 from relax.chgnet_graph import crystal_graph
 from relax.errors import RelaxError
 from relax.potentials import Potential, PotentialInfo, Source, sha256_of
@@ -30,11 +30,14 @@ from relax.potentials import Potential, PotentialInfo, Source, sha256_of
 if TYPE_CHECKING:
     import torch
     from ase import Atoms
+    from ase.calculators.calculator import Calculator
     from chgnet.graph import CrystalGraph
     from chgnet.model import CHGNet
     from chgnet.model.model import BatchedGraph
     from numpy.typing import NDArray
     from pymatgen.core import Structure
+
+    from relax.calculator import Gradients
 
 _ELEMENTS = frozenset(chemical_symbols[1:95]) - {"Po", "At", "Rn", "Fr", "Ra"}
 _BATCH_ATOMS = 160  # larger batches are no faster on a CPU (measured), and take more memory
@@ -76,30 +79,11 @@ class ChgnetPotential(Potential):
 
     def calculator(self) -> Calculator:
         """Return an ASE calculator; see the base class."""
-        return _ChgnetCalculator(self._model, self.info.dtype)
+        return GradientCalculator(self._gradients)
 
     def energies_per_atom(self, structures: Sequence[Structure]) -> NDArray[np.float64]:
         """Return energies, computed in batches of crystals of like size; see the base class."""
-        energies = np.full(len(structures), np.nan)
-        batch: list[int] = []
-        graphs: list[CrystalGraph] = []
-        atoms = 0
-        for index in sorted(range(len(structures)), key=lambda i: len(structures[i])):
-            if not {one.symbol for one in structures[index].composition} <= _ELEMENTS:
-                continue
-            try:
-                graph = self._graph_of(structures[index])
-            except Exception:  # whatever the neighbour search dislikes costs one structure only
-                continue
-            if batch and atoms + len(structures[index]) > _BATCH_ATOMS:
-                energies[batch] = self._energies(graphs)
-                batch, graphs, atoms = [], [], 0
-            batch.append(index)
-            graphs.append(graph)
-            atoms += len(structures[index])
-        if batch:
-            energies[batch] = self._energies(graphs)
-        return energies
+        return batched_energies(structures, _ELEMENTS, self._graph_of, self._energies, _BATCH_ATOMS)
 
     def _graph_of(self, structure: Structure) -> CrystalGraph:
         numbers = np.array([site.specie.Z for site in structure])
@@ -107,68 +91,21 @@ class ChgnetPotential(Potential):
             numbers, structure.lattice.matrix, structure.frac_coords, self.info.dtype
         )
 
-    def _energies(self, graphs: list[CrystalGraph]) -> NDArray[np.float64]:
-        """Return eV/atom; a batch that fails, for want of memory or otherwise, is halved."""
+    def _gradients(self, atoms: Atoms) -> Gradients:
+        scaled = atoms.get_scaled_positions(wrap=False)
+        graph = crystal_graph(atoms.numbers, atoms.cell.array, scaled, self.info.dtype)
+        return _energy_and_gradients(self._model, graph)
+
+    def _energies(self, graphs: Sequence[CrystalGraph]) -> NDArray[np.float64]:
+        """Return eV/atom, of one batch."""
         import torch
 
-        try:
-            with torch.no_grad():
-                per_atom, _ = _energy_per_atom(self._model, graphs)
-            return _array(per_atom)
-        except (RuntimeError, MemoryError):  # torch's OutOfMemoryError is a RuntimeError
-            if len(graphs) == 1:
-                return np.array([np.nan])
-        half = len(graphs) // 2
-        return np.concatenate([self._energies(graphs[:half]), self._energies(graphs[half:])])
+        with torch.no_grad():
+            per_atom, _ = _energy_per_atom(self._model, graphs)
+        return _array(per_atom)
 
 
-class _ChgnetCalculator(Calculator):
-    """Energy, forces and stress from one backward pass.
-
-    CHGNet's own calculator makes two passes that keep their graphs for training, computes magnetic
-    moments, and rebuilds the crystal graph in Python: three times as slow for the same numbers.
-    """
-
-    # ase declares it for the instance, and its Calculator has no types
-    implemented_properties: ClassVar[list[str]] = [  # type: ignore[misc]
-        "energy",
-        "free_energy",
-        "forces",
-        "stress",
-    ]
-
-    def __init__(self, model: CHGNet, dtype: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._model = model
-        self._dtype = dtype
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        """Fill `results`: eV, eV/Å (N, 3), eV/Å³ (6, Voigt order)."""
-        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
-        assert self.atoms is not None
-        lattice = self.atoms.cell.array
-        graph = crystal_graph(
-            self.atoms.numbers, lattice, self.atoms.get_scaled_positions(wrap=False), self._dtype
-        )
-        energy, forces, strain_gradient = _energy_and_gradients(self._model, graph)
-        stress = strain_gradient / abs(np.linalg.det(lattice))
-        self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "forces": forces,
-            "stress": full_3x3_to_voigt_6_stress(stress),
-        }
-
-
-def _energy_and_gradients(
-    model: CHGNet, graph: CrystalGraph
-) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-    """Compute energy (eV), forces (eV/Å, (N, 3)) and dE/dstrain (eV, (3, 3)) of one crystal."""
+def _energy_and_gradients(model: CHGNet, graph: CrystalGraph) -> Gradients:
     import torch
 
     per_atom, batch = _energy_per_atom(model, [graph])
@@ -180,7 +117,7 @@ def _energy_and_gradients(
 
 
 def _energy_per_atom(
-    model: CHGNet, graphs: list[CrystalGraph]
+    model: CHGNet, graphs: Sequence[CrystalGraph]
 ) -> tuple[torch.Tensor, BatchedGraph]:
     """Compute energies in eV/atom, shape (len(graphs),), and what they can be differentiated by."""
     import torch
@@ -221,7 +158,7 @@ def _info(name: str) -> PotentialInfo:
     return PotentialInfo(
         name=name,
         energy_scheme=release.energy_scheme,
-        dtype="float32",
+        dtype="float64",  # costs a relaxation nothing (docs/potentials.md)
         dtypes=("float32", "float64"),
         weights_sha256=release.sha256,
         available=here,

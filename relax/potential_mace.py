@@ -11,23 +11,32 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from ase.data import chemical_symbols
 
+from relax.batches import batched_energies
+from relax.calculator import GradientCalculator
 from relax.errors import RelaxError
+from relax.mace_model import MaceModel, unfit
 from relax.potentials import Potential, PotentialInfo, Source, sha256_of
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
+    from numpy.typing import NDArray
+    from pymatgen.core import Structure
+
+    from relax.mace_model import Graph
 
 _ELEMENTS = frozenset(chemical_symbols[1:95]) - {"Po", "At", "Rn", "Fr", "Ra"}
 _DTYPE = "float64"  # what its authors advise for relaxation
 _DTYPES = ("float32", "float64")
+_BATCH = 160  # atoms
 _UNSAFE_LOADING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -125,23 +134,26 @@ RELEASES = {
 
 
 class MacePotential(Potential):
-    """A MACE model, loaded."""
+    """A MACE model of energies, loaded."""
 
-    def __init__(self, model: Any, info: PotentialInfo, device: str) -> None:
-        """Wrap a model that was read from its file."""
+    def __init__(self, model: MaceModel, info: PotentialInfo) -> None:
+        """Wrap a model of the dtype that `info` says."""
         self.info = info
         self._model = model
-        self._device = device
 
     def calculator(self) -> Calculator:
         """Return an ASE calculator; see the base class."""
-        with _mace_imported():
-            from mace.calculators import MACECalculator
+        return GradientCalculator(self._model.gradients)
 
-            calculator: Calculator = MACECalculator(
-                models=[self._model], device=self._device, default_dtype=self.info.dtype
-            )
-        return calculator
+    def energies_per_atom(self, structures: Sequence[Structure]) -> NDArray[np.float64]:
+        """Return energies, computed in batches of crystals of like size; see the base class."""
+        return batched_energies(
+            structures, self.info.elements, self._graph_of, self._model.energies_per_atom, _BATCH
+        )
+
+    def _graph_of(self, structure: Structure) -> Graph:
+        numbers = [site.specie.Z for site in structure]
+        return self._model.graph(numbers, structure.lattice.matrix, structure.cart_coords)
 
 
 def file_source(path: Path, energy_scheme: str | None) -> Source:
@@ -236,8 +248,11 @@ def _read(path: Path, info: PotentialInfo, device: str, dtype: str) -> MacePoten
                 f"{path}: no MACE weights ({type(error).__name__}); give a .model file of "
                 "mace-torch"
             ) from error
-    elements = frozenset(chemical_symbols[number] for number in numbers)
-    return MacePotential(model, replace(info, dtype=dtype, elements=elements), device)
+        if why := unfit(model):
+            raise RelaxError(f"{path}: {why}; give one of energies of crystals")
+        elements = frozenset(chemical_symbols[number] for number in numbers)
+        info = replace(info, dtype=dtype, elements=elements)
+        return MacePotential(MaceModel(model, dtype, device), info)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Reference energies for hulls: where they are kept, importing a user's file, building one."""
+"""Reference energies for hulls: where they are kept, and importing a user's."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from relax.errors import RelaxError
 from relax.formulas import reduced_formula
-from relax.potentials import Potential
 from relax.reference_file import (
     TOTAL,
     ReferenceEnergies,
@@ -24,9 +22,6 @@ from relax.reference_file import (
     write_reference,
 )
 from relax.reference_sources import is_elsewhere, read_elsewhere
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 _SHIPPED = Path(__file__).parent / "data"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -154,82 +149,6 @@ def elemental_energies(source: str | Path) -> dict[str, float]:
     if not energies or not all(map(math.isfinite, energies.values())):
         raise RelaxError(f"{source}: an elemental energy is missing or not finite")
     return energies
-
-
-def build_reference(
-    structures: Sequence[Structure],
-    potential: Potential,
-    *,
-    source: str = "",
-    on_progress: Callable[[int], None] | None = None,
-) -> ReferenceEnergies:
-    """Compute the energies of structures as they are, and keep the lowest of each composition.
-
-    Args:
-        structures: The reference structures; best relaxed with the potential itself.
-        potential: Loaded.
-        source: Of the structures, for the header.
-        on_progress: Told how many structures each further batch had.
-
-    Raises:
-        RelaxError: No structure has an energy, or no element of its own.
-    """
-    best: dict[str, tuple[float, int]] = {}
-    failed = 0
-    for begin in range(0, len(structures), 512):
-        batch = structures[begin : begin + 512]
-        for structure, energy in zip(batch, potential.energies_per_atom(batch), strict=True):
-            if not math.isfinite(energy):
-                failed += 1
-                continue
-            formula = reduced_formula(structure.composition)
-            lowest, count = best.get(formula, (math.inf, 0))
-            best[formula] = (min(lowest, float(energy)), count + 1)
-        if on_progress:
-            on_progress(len(batch))
-    info = potential.info
-    return reference_of(
-        best,
-        f"self-consistent:{info.name}",
-        {
-            "potential": info.name,
-            "weights_sha256": info.weights_sha256 or "",
-            "source": source,
-            "structures": str(len(structures) - failed),
-            "without_energy": str(failed),
-        },
-    )
-
-
-def reference_of(
-    best: Mapping[str, tuple[float, int]], energy_scheme: str, header: Mapping[str, str]
-) -> ReferenceEnergies:
-    """Make a reference of total energies, without compounds of elements that have no energy.
-
-    Args:
-        best: Lowest energy (eV/atom) and count of structures of each formula.
-        energy_scheme: Of the energies.
-        header: What else is known.
-
-    Raises:
-        RelaxError: Nothing is left.
-    """
-    parsed = {formula: parse_formula(formula) for formula in best}
-    terminals = {next(iter(parts)) for parts in parsed.values() if len(parts) == 1}
-    kept = sorted(formula for formula, parts in parsed.items() if parts.keys() <= terminals)
-    if not kept:
-        raise RelaxError("no compound has all of its elements among the structures; add those")
-    without = len(best) - len(kept)
-    return ReferenceEnergies(
-        formulas=tuple(kept),
-        amounts=tuple(parsed[formula] for formula in kept),
-        energies=np.array([best[formula][0] for formula in kept]),
-        quantity=TOTAL,
-        energy_scheme=energy_scheme,
-        elemental_energies=None,
-        header={**header, "compositions_dropped_for_want_of_an_element": str(without)},
-        counts=tuple(best[formula][1] for formula in kept),
-    )
 
 
 def _lowest(reference: ReferenceEnergies) -> ReferenceEnergies:

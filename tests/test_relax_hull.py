@@ -13,9 +13,8 @@ from pymatgen.core import Composition, Element, Lattice, Structure
 from relax import phase_mixtures, potentials
 from relax.errors import RelaxError
 from relax.hull import Hull, describe, list_hulls
-from relax.reference import build_reference, import_hull
-from relax.reference_file import parse_formula, read_reference, write_reference
-from tests.relax_support import TOY_MODULE, add_entry_point
+from relax.reference import import_hull
+from relax.reference_file import parse_formula
 
 TOTALS = {  # made up, eV/atom
     "Li": -1.9, "Fe": -8.4, "O2": -4.9, "Li2O": -4.8, "Li2O2": -4.85, "FeO": -7.1, "Fe2O3": -6.9,
@@ -295,42 +294,6 @@ def test_an_imported_hull_is_had_by_name_under_reduced_formulas(tmp_path):
         import_hull(path, energy_scheme="pbe-u-raw", name="../mine")
     with pytest.raises(RelaxError, match="no hull 'yours'; there are"):
         Hull.load("yours")
-
-
-def test_a_reference_is_built_from_structures(tmp_path, monkeypatch):
-    add_entry_point(monkeypatch, tmp_path, "toy", TOY_MODULE)
-    toy = potentials.load("toy")
-
-    def cubic(species, a):
-        coords = [[0, 0, 0], [0.5, 0.5, 0.5]][: len(species)]
-        return Structure(Lattice.cubic(a), species, coords)
-
-    given = [
-        cubic(["Na"], 3.4),
-        cubic(["Na", "Na"], 3.9),
-        cubic(["Cl"], 3.4),
-        cubic(["Na", "Cl"], 3.8),
-        cubic(["Na", "Cl"], 3.9),
-        cubic(["He"], 3.0),  # of which the toy has no energy
-        cubic(["Ar", "Cl"], 3.9),  # of which an element is missing
-    ]
-    seen = []
-    reference = build_reference(given, toy, source="made up", on_progress=seen.append)
-    energies = toy.energies_per_atom(given)
-    assert reference.formulas == ("Cl2", "Na", "NaCl")
-    assert reference.counts == (1, 2, 2)
-    assert reference.energies[1] == min(energies[:2])
-    assert reference.energies[2] == min(energies[3:5])
-    assert reference.header["without_energy"] == "1"
-    assert sum(seen) == len(given)
-    path = tmp_path / "built.csv.gz"
-    write_reference(path, reference)
-    again = read_reference(path)
-    assert again.energy_scheme == "self-consistent:toy"
-    assert again.energies == pytest.approx(reference.energies, abs=1e-5)
-    assert Hull.load(path).scheme_for(toy.info) == "self-consistent:toy"
-    with pytest.raises(RelaxError, match="no compound"):
-        build_reference(given[6:], toy)
 
 
 def test_the_shipped_hull_knows_common_crystals():

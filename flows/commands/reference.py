@@ -59,29 +59,55 @@ def build(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .csv or .csv.gz.")],
     potential: common.PotentialOption = None,
+    relax_within: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Relax those up to so far above the hull, eV/atom. [none]"),
+    ] = None,
+    trusted: Annotated[
+        str | None,
+        typer.Option(
+            help="Hull: what lies 0.3 eV/atom below it is a hole of the potential; left out."
+        ),
+    ] = None,
+    workers: common.WorkersOption = None,
     force: common.ForceOption = False,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Make a hull of a potential's own energies, which cancels its systematic error."""
+    """Make a hull of a potential's own energies, which cancels its systematic error.
+
+    With --relax-within the crystals that decide are at rest for the potential, as candidates are.
+    A build that is stopped goes on with the same command.
+    """
     common.check_output(out, force=force, endings=(".csv", ".gz"))
     with common.terminal_progress() as progress:
         progress.stage("start", None)
-        from relax.potentials import find, load
+        from relax.hull import Hull
+        from relax.optimize import RelaxConfig
+        from relax.potentials import find
 
         name = potential or "chgnet"
-        find(name)
-        known = [one for file in structures for one in common.readable(file).structures]
-        from relax.reference import build_reference
+        journal_file = out.with_name(f".{out.name}.energies")
+        info, against = find(name), None if trusted is None else Hull.load(trusted)
+        if against is not None:
+            against.scheme_for(info, with_structures=True)
+        from relax.reference_build import Journal, build_reference
         from relax.reference_file import write_reference
 
-        progress.stage("energies", len(known))
+        journal = Journal(journal_file, info)
+        known = [one for file in structures for one in common.readable(file).structures]
         made = build_reference(
             known,
-            load(name),
+            name,
+            journal,
+            relax_within=relax_within,
+            trusted=against,
+            config=RelaxConfig(workers=workers),
             source=", ".join(file.name for file in structures),
-            on_progress=lambda count: progress.advance(count),
+            on_stage=progress.stage,
+            on_progress=progress.advance,
         )
         write_reference(out, made)
+        journal_file.unlink()
     facts = {
         "file": str(out),
         "compositions": len(made.formulas),
