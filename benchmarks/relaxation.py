@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--at-once", type=int, default=50, help="Crystals in each turn.")
+    parser.add_argument("--in-step", type=int, help="Relax so many in step, in this process.")
     parser.add_argument("--fmax", type=float, default=0.05, help="eV/Å")
     parser.add_argument("--max-steps", type=int, default=500)
     parser.add_argument("--scaling", type=Path, help="Figure to write, instead.")
@@ -184,7 +185,7 @@ def main() -> None:
     if given.file is None:
         parser.error("give a file of crystals, or --scaling")
     read = [one.structure for one in read_structures(given.file) if one.structure is not None]
-    config = RelaxConfig(given.fmax, given.max_steps, given.workers)
+    config = RelaxConfig(given.fmax, given.max_steps, given.workers, at_once=given.in_step)
     other = (
         fire(load(given.potential), config)
         if given.against == "fire"

@@ -64,14 +64,19 @@ def relax_config(config: CampaignConfig) -> RelaxConfig:
     """Return the relaxation's own settings."""
     from relax.optimize import RelaxConfig
 
-    return RelaxConfig(**config.relaxation.model_dump(), workers=config.workers)
+    return RelaxConfig(
+        **config.relaxation.model_dump(),
+        workers=config.workers,
+        device=config.device,
+        at_once=config.relax_at_once,
+    )
 
 
 def relax_settings(config: RelaxConfig) -> dict[str, Any]:
     """Return the settings that decide how a relaxation ends, without where it runs."""
     from relax.optimize import PROTOCOL
 
-    where = {"workers", "device"}
+    where = {"workers", "device", "at_once"}
     kept = {name: value for name, value in asdict(config).items() if name not in where}
     return {**kept, "protocol": PROTOCOL}
 

@@ -18,7 +18,7 @@ from flows.errors import ConfigError
 
 # What tells how or where to run, but not what comes out.
 _NOT_IN_IDENTITY = frozenset(
-    {"database", "workers", "key", "lease_seconds", "dask", "trained_on", "judge"}
+    "database workers device relax_at_once key lease_seconds dask trained_on judge".split()
 )
 # Told in every identity. What comes to the settings later is not added here, so that at its
 # default it stays out and a campaign that began before it is still the same one.
@@ -321,6 +321,18 @@ class CampaignConfig(FileSettings):
     )
     workers: int | None = Field(
         default=None, ge=0, le=1024, description="Processes; None: one per core, 0: none."
+    )
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|cuda(:\d+)?|mps|xpu)$",
+        description="That relaxes: cpu, or cuda, where crystals are relaxed in step.",
+    )
+    relax_at_once: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Crystals relaxed in step in one process; None: one by one in `workers` "
+        "processes on the CPU, 64 in step on a GPU.",
     )
     dask: DaskSettings | None = Field(
         default=None, description="Share the relaxations on a Dask cluster; None: not."

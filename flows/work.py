@@ -7,6 +7,7 @@ helpers need to know nothing of each other, may come and go, and may be killed.
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import select
 
@@ -24,8 +25,17 @@ from relax.errors import RelaxError
 _POLL_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class Here:
+    """With what this machine relaxes; see the settings of these names."""
+
+    workers: int | None = None
+    device: str = "cpu"
+    relax_at_once: int | None = None
+
+
 def work(
-    url: str | None, name: str | None = None, *, workers: int | None = None, wait: bool = False
+    url: str | None, name: str | None = None, here: Here | None = None, *, wait: bool = False
 ) -> None:
     """Relax what unfinished campaigns have left, oldest campaign first.
 
@@ -34,7 +44,7 @@ def work(
     Args:
         url: Of the database.
         name: Only for the newest campaign of this name.
-        workers: Processes; None: one per core, 0: none.
+        here: With what this machine relaxes; None for the defaults.
         wait: Stay, for crystals still to be drawn and campaigns still to begin; with a name, until
             that campaign is finished.
 
@@ -42,6 +52,7 @@ def work(
         DatabaseError: No such database or campaign.
         ConfigError, RelaxError: This machine has not what the named campaign relaxes with.
     """
+    here = here or Here()
     database = open_database(url, create=False)
     refused: set[int] = set()
     while True:
@@ -50,7 +61,7 @@ def work(
             if campaign in refused:
                 continue
             try:
-                relax_pending(campaign_config(database, campaign, url, workers), campaign)
+                relax_pending(campaign_config(database, campaign, url, here), campaign)
             except (ConfigError, RelaxError) as error:
                 if name is not None:
                     raise
@@ -62,7 +73,7 @@ def work(
 
 
 def campaign_config(
-    database: Database, campaign_id: int, url: str | None, workers: int | None
+    database: Database, campaign_id: int, url: str | None, here: Here
 ) -> CampaignConfig:
     """Return the settings of a stored campaign, to be run on this machine.
 
@@ -73,7 +84,7 @@ def campaign_config(
         campaign = session.get_one(Campaign, campaign_id)
         stored = {**campaign.config, "seed": campaign.seed}
         config = CampaignConfig.build(
-            {**stored, "database": url, "workers": workers}, where=f"campaign {campaign.name}"
+            {**stored, "database": url, **asdict(here)}, where=f"campaign {campaign.name}"
         )
         potential = potential_row(session, inputs.potential_info(config.potential))
         if campaign.potential_id not in (None, potential.id):

@@ -60,6 +60,7 @@ class Hull:
         energies = reference.energies
         if reference.elemental_energies is not None and reference.quantity == TOTAL:
             energies = energies - _of_elements(reference.amounts, reference.elemental_energies)
+        self.formation_energies = energies  # of the reference's rows, eV/atom
         self._phases = PhaseIndex(reference.amounts, energies)
         self.elements = frozenset(self._phases.elements)
         elemental = reference.elemental_energies

@@ -73,12 +73,18 @@ class MaceModel:
         per_atom: NDArray[np.float64] = _array(energies) / [len(g["positions"]) for g in graphs]
         return per_atom
 
-    def gradients(self, atoms: Atoms) -> Gradients:
-        """Compute energy, forces and strain gradient of one crystal."""
-        graph = self.graph(atoms.numbers, atoms.cell.array, atoms.positions)
-        out = self._forward([graph], compute_stress=True)
-        strain_gradient = _array(out["stress"][0]) * abs(np.linalg.det(atoms.cell.array))
-        return float(out["energy"][0]), _array(out["forces"]), strain_gradient
+    def gradients(self, atoms: Sequence[Atoms]) -> list[Gradients]:
+        """Compute energies, forces and strain gradients in one batch."""
+        out = self._forward(
+            [self.graph(one.numbers, one.cell.array, one.positions) for one in atoms],
+            compute_stress=True,
+        )
+        energies, stresses = _array(out["energy"]), _array(out["stress"])
+        forces = np.split(_array(out["forces"]), np.cumsum([len(one) for one in atoms])[:-1])
+        return [
+            (float(energy), force, stress * one.get_volume())
+            for one, energy, force, stress in zip(atoms, energies, forces, stresses, strict=True)
+        ]
 
     def _forward(self, graphs: Sequence[Graph], **what: bool) -> dict[str, torch.Tensor]:
         import torch

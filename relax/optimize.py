@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
+_IN_STEP = 64  # structures in a batch on a GPU
 PROTOCOL = "bfgs-2"  # a new name when optimiser or convergence criterion change
 
 
@@ -53,6 +54,9 @@ class RelaxConfig:
         keep_symmetry: Relax with the space group of the input, which is made exact first; then let
             go from a small random displacement, to see whether the end is a saddle.
         device: Of torch.
+        at_once: Structures relaxed in step in the calling process, as one batch of the model
+            (`relax.lockstep`); None is so many processes of one each on the CPU, and 64 in step
+            elsewhere.
     """
 
     fmax: float = 0.05
@@ -65,12 +69,15 @@ class RelaxConfig:
     symprec: float = 0.1
     keep_symmetry: bool = False
     device: str = "cpu"
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
         for name in ("fmax", "min_distance", "symprec"):
             if not 0 < getattr(self, name) < np.inf:
                 raise RelaxError(f"relaxation: {name} = {getattr(self, name)} must be positive")
+        if self.at_once is not None and self.at_once < 1:
+            raise RelaxError(f"relaxation: at_once = {self.at_once} must be at least 1, or None")
         if self.max_steps < 0 or (self.workers is not None and self.workers < 0):
             raise RelaxError("relaxation: max_steps and workers must not be negative")
         if self.timeout is not None and not self.timeout > 0:
@@ -158,14 +165,24 @@ def relax_iter(
         RelaxError: There is no such potential, its weights cannot be had, or the worker processes
             cannot start.
     """
+    from relax.lockstep import relax_in_step
     from relax.relaxation import relax_one
     from relax.workers import cores, run_in_workers
 
     config = config or RelaxConfig()
+    at_once = config.at_once or (None if config.device == "cpu" else _IN_STEP)
+    if at_once is not None:
+        if isinstance(potential, str) and python_of(potential) is not None:
+            raise RelaxError(
+                f"potential {potential!r} has an environment of its own, where structures are "
+                "relaxed one by one; leave out at_once, and a device other than cpu"
+            )
+        _check_device(config.device)
+        loaded = _loaded(potential, config)
+        yield from relax_in_step(iter(enumerate(structures)), loaded, config, at_once)
+        return
     if isinstance(potential, Potential) or (config.workers == 0 and python_of(potential) is None):
-        loaded = (
-            potential if isinstance(potential, Potential) else load(potential, device=config.device)
-        )
+        loaded = _loaded(potential, config)
         for index, structure in enumerate(structures):
             yield index, relax_one(structure, loaded, config)
         return
@@ -175,3 +192,25 @@ def relax_iter(
         jobs = iter(sorted(jobs, key=lambda job: -len(job[1])))
         config = replace(config, workers=min(config.workers or cores(), max(len(structures), 1)))
     yield from run_in_workers(jobs, potential, config)
+
+
+def _check_device(device: str) -> None:
+    """Make sure that torch can compute there.
+
+    Raises:
+        RelaxError: It cannot.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch is built without it
+        raise RelaxError(
+            f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use cpu"
+        ) from error
+
+
+def _loaded(potential: str | Potential, config: RelaxConfig) -> Potential:
+    if isinstance(potential, Potential):
+        return potential
+    return load(potential, device=config.device)

@@ -79,7 +79,29 @@ class ChgnetPotential(Potential):
 
     def calculator(self) -> Calculator:
         """Return an ASE calculator; see the base class."""
-        return GradientCalculator(self._gradients)
+        return GradientCalculator(lambda atoms: self.gradients([atoms])[0])
+
+    def gradients(self, atoms: Sequence[Atoms]) -> list[Gradients]:
+        """Return energies, forces and strain gradients of a batch; see the base class."""
+        import torch
+
+        graphs = [
+            crystal_graph(
+                one.numbers, one.cell.array, one.get_scaled_positions(wrap=False), self.info.dtype
+            )
+            for one in atoms
+        ]
+        per_atom, batch = _energy_per_atom(self._model, graphs)
+        energies = per_atom * torch.tensor([len(one) for one in atoms], device=per_atom.device)
+        slopes = torch.autograd.grad(energies.sum(), (*batch.atom_positions, *batch.strains))
+        arrays = [_array(slope) for slope in slopes]
+        minus_forces, strain_gradients = arrays[: len(atoms)], arrays[len(atoms) :]
+        return [
+            (float(energy), -minus, strain)
+            for energy, minus, strain in zip(
+                energies.detach(), minus_forces, strain_gradients, strict=True
+            )
+        ]
 
     def energies_per_atom(self, structures: Sequence[Structure]) -> NDArray[np.float64]:
         """Return energies, computed in batches of crystals of like size; see the base class."""
@@ -91,11 +113,6 @@ class ChgnetPotential(Potential):
             numbers, structure.lattice.matrix, structure.frac_coords, self.info.dtype
         )
 
-    def _gradients(self, atoms: Atoms) -> Gradients:
-        scaled = atoms.get_scaled_positions(wrap=False)
-        graph = crystal_graph(atoms.numbers, atoms.cell.array, scaled, self.info.dtype)
-        return _energy_and_gradients(self._model, graph)
-
     def _energies(self, graphs: Sequence[CrystalGraph]) -> NDArray[np.float64]:
         """Return eV/atom, of one batch."""
         import torch
@@ -103,17 +120,6 @@ class ChgnetPotential(Potential):
         with torch.no_grad():
             per_atom, _ = _energy_per_atom(self._model, graphs)
         return _array(per_atom)
-
-
-def _energy_and_gradients(model: CHGNet, graph: CrystalGraph) -> Gradients:
-    import torch
-
-    per_atom, batch = _energy_per_atom(model, [graph])
-    energy = per_atom.sum() * len(graph.atomic_number)
-    minus_forces, strain_gradient = torch.autograd.grad(
-        energy, (batch.atom_positions[0], batch.strains[0])
-    )
-    return float(energy.detach()), -_array(minus_forces), _array(strain_gradient)
 
 
 def _energy_per_atom(

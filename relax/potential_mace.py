@@ -27,10 +27,12 @@ from relax.mace_model import MaceModel, unfit
 from relax.potentials import Potential, PotentialInfo, Source, sha256_of
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
     from numpy.typing import NDArray
     from pymatgen.core import Structure
 
+    from relax.calculator import Gradients
     from relax.mace_model import Graph
 
 _ELEMENTS = frozenset(chemical_symbols[1:95]) - {"Po", "At", "Rn", "Fr", "Ra"}
@@ -143,7 +145,11 @@ class MacePotential(Potential):
 
     def calculator(self) -> Calculator:
         """Return an ASE calculator; see the base class."""
-        return GradientCalculator(self._model.gradients)
+        return GradientCalculator(lambda atoms: self.gradients([atoms])[0])
+
+    def gradients(self, atoms: Sequence[Atoms]) -> list[Gradients]:
+        """Return energies, forces and strain gradients of a batch; see the base class."""
+        return self._model.gradients(atoms)
 
     def energies_per_atom(self, structures: Sequence[Structure]) -> NDArray[np.float64]:
         """Return energies, computed in batches of crystals of like size; see the base class."""

@@ -28,9 +28,12 @@ import numpy as np
 from relax.errors import RelaxError
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
     from numpy.typing import NDArray
     from pymatgen.core import Structure
+
+    from relax.calculator import Gradients
 
 _DTYPES = ("float32", "float64")
 ENTRY_POINT_GROUP = "symmbfn.potentials"
@@ -76,6 +79,20 @@ class Potential(ABC):
     @abstractmethod
     def calculator(self) -> Calculator:
         """Return an ASE calculator: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt order)."""
+
+    def gradients(self, atoms: Sequence[Atoms]) -> list[Gradients]:
+        """Return energies, forces and strain gradients of several crystals, in one batch if it can.
+
+        Args:
+            atoms: Periodic in all directions; nothing in them is changed.
+
+        Raises:
+            Exception: Whatever the model or its library dislikes of any of them.
+        """
+        from relax.calculator import gradients_by
+
+        calculator = self.calculator()
+        return [gradients_by(calculator, one) for one in atoms]
 
     def energies_per_atom(self, structures: Sequence[Structure]) -> NDArray[np.float64]:
         """Return the energies of structures as they are.

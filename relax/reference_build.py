@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pymatgen.core import Composition
 
 from relax.errors import RelaxError
 from relax.formulas import reduced_formula
@@ -186,7 +187,8 @@ def without_holes(
         trusted: A hull of a scheme in which they can be placed.
 
     Returns:
-        Energies, eV/atom, shape (N,); NaN of those 0.3 eV/atom or more below the trusted hull.
+        Energies, eV/atom, shape (N,); NaN of those 0.3 eV/atom or more below the trusted hull, or
+        below the trusted energy of the same composition.
 
     Raises:
         RelaxError: Energies of the potential cannot be placed on that hull.
@@ -194,7 +196,12 @@ def without_holes(
     compositions = [one.composition for one in structures]
     formation = trusted.formation_energy_per_atom(compositions, energies, potential, structures)
     above = trusted.energy_above_hull(compositions, formation)
-    return np.where(above <= -_HOLE, np.nan, energies)
+    lowest: dict[str, float] = {}
+    for parts, energy in zip(trusted.reference.amounts, trusted.formation_energies, strict=True):
+        formula = reduced_formula(Composition(parts))
+        lowest[formula] = min(float(energy), lowest.get(formula, math.inf))
+    same = np.array([lowest.get(reduced_formula(one), math.nan) for one in compositions])
+    return np.where((above <= -_HOLE) | (formation - same <= -_HOLE), np.nan, energies)
 
 
 def reference_of(

@@ -95,3 +95,12 @@ def disguise(structure: Structure, seed: int = 0) -> Structure:
     )
     shifted.make_supercell([[1, 1, 0], [0, 1, 0], [0, 1, 1]])
     return shifted
+
+
+def bent(structure: Structure) -> Structure:
+    """A crystal without symmetry, with forces and stress."""
+    random = np.random.default_rng(0)
+    made = structure.apply_strain([0.02, -0.01, 0.03], inplace=False)
+    for site in range(len(made)):
+        made.translate_sites([site], random.normal(scale=0.1, size=3), frac_coords=False)
+    return made

@@ -21,7 +21,7 @@ from flows.progress import TerminalProgress
 from flows.settings import CampaignConfig, DaskSettings
 from flows.stage_generate import generate_batch, open_campaign
 from flows.stage_screen import _record, screen_pending
-from flows.work import campaign_config, work
+from flows.work import Here, campaign_config, work
 from relax.errors import RelaxError
 from tests.flows_support import (
     relaxations,
@@ -181,7 +181,7 @@ def test_a_helper_with_another_potential_or_protocol_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr("relax.optimize.PROTOCOL", "another")
         with pytest.raises(ConfigError, match=r"relaxes in another way .* install that one here"):
-            campaign_config(database, campaign, url, 0)
+            campaign_config(database, campaign, url, Here(workers=0))
     with database.session() as session:
         row = session.get_one(Campaign, campaign)
         other = queries.register_potential(
@@ -190,7 +190,7 @@ def test_a_helper_with_another_potential_or_protocol_is_refused(
         )
         row.potential_id = other.id
     with pytest.raises(ConfigError, match=r"'chgnet' has other weights .* on this machine"):
-        campaign_config(database, campaign, url, 0)
+        campaign_config(database, campaign, url, Here(workers=0))
 
 
 def test_a_campaign_that_cannot_be_helped_is_told_once_and_the_others_are_helped(

@@ -19,7 +19,7 @@ from relax.mace_model import unfit
 from relax.optimize import RelaxConfig, relax
 from relax.potential_mace import RELEASES, _mace_imported
 from relax.relaxation import to_atoms
-from tests.crystals import make
+from tests.crystals import bent, make
 from tests.mace_support import rock_salt, train_small_mace
 from tests.relax_support import TOY_MODULE, add_entry_point
 
@@ -34,15 +34,6 @@ def chgnet():
 @pytest.fixture(scope="module")
 def small_mace(tmp_path_factory):
     return train_small_mace(loaded("chgnet"), tmp_path_factory.mktemp("mace"))
-
-
-def bent(structure):
-    """A crystal without symmetry, with forces and stress."""
-    random = np.random.default_rng(0)
-    made = structure.apply_strain([0.02, -0.01, 0.03], inplace=False)
-    for site in range(len(made)):
-        made.translate_sites([site], random.normal(scale=0.1, size=3), frac_coords=False)
-    return made
 
 
 CRYSTALS = [bent(make("tetragonal rutile")), bent(rock_salt())]

@@ -46,6 +46,10 @@ KeepSymmetryOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes. (default one per core)")
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="That relaxes: cpu, or cuda, many crystals at once. (default cpu)"),
+]
 CheckpointOption = Annotated[
     str | None, typer.Option("--checkpoint", help="A generator's name or folder. (default mp20)")
 ]

@@ -86,6 +86,7 @@ def discover(
         str | None, typer.Option(help="The campaign's name. (default from the settings)")
     ] = None,
     workers: common.WorkersOption = None,
+    device: common.DeviceOption = None,
     database: common.DatabaseOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
@@ -122,6 +123,7 @@ def discover(
             "proposals": proposals,
             "key": key,
             "workers": workers,
+            "device": device,
             "database": database,
         },
     )

@@ -70,6 +70,7 @@ def build(
         ),
     ] = None,
     workers: common.WorkersOption = None,
+    device: common.DeviceOption = None,
     force: common.ForceOption = False,
     as_json: common.JsonOption = False,
 ) -> None:
@@ -101,7 +102,7 @@ def build(
             journal,
             relax_within=relax_within,
             trusted=against,
-            config=RelaxConfig(workers=workers),
+            config=RelaxConfig(workers=workers, device=device or "cpu"),
             source=", ".join(file.name for file in structures),
             on_stage=progress.stage,
             on_progress=progress.advance,

@@ -123,6 +123,7 @@ def relax(
     max_steps: Annotated[int | None, typer.Option(help="Steps at most. (default 500)")] = None,
     keep_symmetry: common.KeepSymmetryOption = False,
     workers: common.WorkersOption = None,
+    device: common.DeviceOption = None,
     force: common.ForceOption = False,
     as_json: common.JsonOption = False,
 ) -> None:
@@ -137,6 +138,7 @@ def relax(
             "potential": potential,
             "relaxation": {"fmax": fmax, "max_steps": max_steps, "keep_symmetry": keep_symmetry},
             "workers": workers,
+            "device": device,
         },
     )
     from flows import inputs

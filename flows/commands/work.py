@@ -23,13 +23,16 @@ def work(
         ),
     ] = False,
     workers: common.WorkersOption = None,
+    device: common.DeviceOption = None,
     database: common.DatabaseOption = None,
 ) -> None:
     """Relax crystals of campaigns that run on other machines.
 
     Start it on as many machines as reach the database; stop or kill it whenever you like.
     """
+    from flows.work import Here
     from flows.work import work as relax_what_is_left
 
     with common.terminal_progress():
-        relax_what_is_left(database, campaign, workers=workers, wait=wait)
+        here = Here(workers, device or "cpu")
+        relax_what_is_left(database, campaign, here, wait=wait)
