@@ -324,7 +324,6 @@ class CampaignConfig(FileSettings):
     )
     device: str = Field(
         default="cpu",
-        pattern=r"^(cpu|cuda(:\d+)?|mps|xpu)$",
         description="That relaxes: cpu, or cuda, where crystals are relaxed in step.",
     )
     relax_at_once: int | None = Field(

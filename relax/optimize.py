@@ -55,8 +55,8 @@ class RelaxConfig:
             go from a small random displacement, to see whether the end is a saddle.
         device: Of torch.
         at_once: Structures relaxed in step in the calling process, as one batch of the model
-            (`relax.lockstep`); None is so many processes of one each on the CPU, and 64 in step
-            elsewhere.
+            (`relax.lockstep`); None is one by one in `workers` processes on the CPU, and 64 in
+            step elsewhere. A potential of another environment always relaxes one by one.
     """
 
     fmax: float = 0.05
@@ -170,18 +170,14 @@ def relax_iter(
     from relax.workers import cores, run_in_workers
 
     config = config or RelaxConfig()
+    here = isinstance(potential, Potential) or python_of(potential) is None
     at_once = config.at_once or (None if config.device == "cpu" else _IN_STEP)
-    if at_once is not None:
-        if isinstance(potential, str) and python_of(potential) is not None:
-            raise RelaxError(
-                f"potential {potential!r} has an environment of its own, where structures are "
-                "relaxed one by one; leave out at_once, and a device other than cpu"
-            )
-        _check_device(config.device)
+    if here and at_once is not None:
+        check_device(config.device)
         loaded = _loaded(potential, config)
         yield from relax_in_step(iter(enumerate(structures)), loaded, config, at_once)
         return
-    if isinstance(potential, Potential) or (config.workers == 0 and python_of(potential) is None):
+    if isinstance(potential, Potential) or (here and config.workers == 0):
         loaded = _loaded(potential, config)
         for index, structure in enumerate(structures):
             yield index, relax_one(structure, loaded, config)
@@ -194,7 +190,7 @@ def relax_iter(
     yield from run_in_workers(jobs, potential, config)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Make sure that torch can compute there.
 
     Raises:

@@ -18,11 +18,40 @@ from sqlalchemy.orm import Session
 from db import queries
 from db.models import Relaxation
 from db.session import Database
+from flows.retrain_settings import LoopConfig
 from flows.settings import CampaignConfig
 
 KNOWN = "known.extxyz"
 """Beside the checkpoint: its training crystals, the reference for novelty in these tests."""
 PROPERTIES = ("formation_energy_per_atom", "band_gap")
+LOOP = """
+name = "tiny"
+rounds = 2
+min_diversity = 0
+[campaign]
+n = 3
+checkpoint = "ck"
+steps = 3
+reference = "ck/known.extxyz"
+relaxation = { max_steps = 20, fmax = 0.5 }
+thresholds = { stable = -0.29, metastable = -0.29 }  # nothing is, so that no finds are lost
+workers = 0
+[retrain]
+filter = "energy_per_atom IS KNOWN"
+replay = 24
+minutes = 1
+max_passes = 2
+batch_size = 8
+held_out_share = 0.4
+element_factor = 50
+[retrain.gate]  # passes whatever two crystals happen to be
+n = 2
+loss_margin = 9
+validity_margin = 1
+diversity = 0
+concentration = 9
+element_rise = 1
+"""
 
 
 def rocksalt(cation: str, anion: str, a: float) -> Structure:
@@ -126,6 +155,19 @@ def run_stages(config: CampaignConfig) -> int:
     judge_pending(config, campaign)
     close_campaign(config, campaign)
     return campaign
+
+
+def tiny_loop(folder: Path) -> LoopConfig:
+    """A loop of seconds in a folder of its own."""
+    tiny_checkpoint(folder / "ck")
+    (folder / "loop.toml").write_text(LOOP)
+    place = {
+        "database": f"sqlite:///{folder / 'loop.db'}",
+        "checkpoint": str(folder / "ck"),
+        "reference": str(folder / "ck" / KNOWN),
+    }
+    given = {"campaign": place, "retrain": {"folder": str(folder / "retrained")}}
+    return LoopConfig.from_toml(folder / "loop.toml", given)
 
 
 def table(database: Database) -> list[tuple[Any, ...]]:

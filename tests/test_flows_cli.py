@@ -140,6 +140,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["candidates", "--limit", "0"], "--limit"),
         (["candidates", "--format", "xml"], "--format"),
         (["generate", "-n", "1", "--out", "x.cif", "--space-group", "Fm3x"], "such as Fm-3m"),
+        (["discover", "-n", "1", "--device", "cuda:99"], "device 'cuda:99' is not to be had here"),
+        (["discover", "-n", "1", "--device", "gpu"], "device 'gpu' is not to be had here"),
         (["screen", "x.cif", "--judge-hull", "chgnet"], "give --judge too"),
         (["show"], "Missing argument 'ID'"),
         (["show", "sbfn-1"], "symmbfn discover"),

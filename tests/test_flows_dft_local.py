@@ -118,7 +118,8 @@ def test_a_half_written_store_is_a_lost_job(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cp2k.psmp") is None, reason="CP2K is not installed")
-def test_cp2k_computes_a_crystal_for_real(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workflow", ["static", "relax"])
+def test_cp2k_computes_a_crystal_for_real(tmp_path: Path, workflow: str) -> None:
     """A database with relaxed LiH; submit, run, collect and show from the command line."""
     database = open_database(url := f"sqlite:///{tmp_path / 'test.db'}")
     crystal = db_support.rocksalt("Li", "H", 4.08)
@@ -154,7 +155,7 @@ def test_cp2k_computes_a_crystal_for_real(tmp_path: Path) -> None:
 
     command("-W", "ignore", "-m", "pymatgen.cli.pmg", "config", "--cp2k", str(given), "data")
     submit = ["dft", "submit", "--policy", "stable", "--code", "cp2k", "--json", "--db", url]
-    cheap = ["--workflow", "static", "--basis", "SZV-MOLOPT-SR-GTH", "--kpoint-density", "1"]
+    cheap = ["--workflow", workflow, "--basis", "SZV-MOLOPT-SR-GTH", "--kpoint-density", "1"]
     (handed,) = json.loads(command("-m", "flows.cli", *submit, *cheap))
     assert (handed["formula"], handed["error"]) == ("LiH", None)
     assert json.loads(command("-m", "flows.cli", *submit, *cheap)) == []

@@ -21,50 +21,12 @@ from flows.errors import ConfigError
 from flows.loop_round import plan, results
 from flows.retrain_settings import LoopConfig, RetrainConfig
 from relax.errors import RelaxError
-from tests.flows_support import KNOWN, environment, run_stages, symmbfn, tiny_checkpoint
-
-SETTINGS = """
-name = "tiny"
-rounds = 2
-min_diversity = 0
-[campaign]
-n = 3
-checkpoint = "ck"
-steps = 3
-reference = "ck/known.extxyz"
-relaxation = { max_steps = 20, fmax = 0.5 }
-thresholds = { stable = -0.29, metastable = -0.29 }  # nothing is, so that no finds are lost
-workers = 0
-[retrain]
-filter = "energy_per_atom IS KNOWN"
-replay = 24
-minutes = 1
-max_passes = 2
-batch_size = 8
-held_out_share = 0.4
-element_factor = 50
-[retrain.gate]  # passes whatever two crystals happen to be
-n = 2
-loss_margin = 9
-validity_margin = 1
-diversity = 0
-concentration = 9
-element_rise = 1
-"""
+from tests.flows_support import environment, run_stages, symmbfn, tiny_loop
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> LoopConfig:
-    """A loop of seconds in a folder of its own."""
-    tiny_checkpoint(tmp_path / "ck")
-    (tmp_path / "loop.toml").write_text(SETTINGS)
-    place = {
-        "database": f"sqlite:///{tmp_path / 'loop.db'}",
-        "checkpoint": str(tmp_path / "ck"),
-        "reference": str(tmp_path / "ck" / KNOWN),
-    }
-    given = {"campaign": place, "retrain": {"folder": str(tmp_path / "retrained")}}
-    return LoopConfig.from_toml(tmp_path / "loop.toml", given)
+    return tiny_loop(tmp_path)
 
 
 def _run(config: LoopConfig) -> None:

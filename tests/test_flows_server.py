@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ import httpx
 import pytest
 import yaml
 
-from db import queries
+from db import queries, training
 from db.session import open_database
 from flows import artifacts
 from flows.campaign import discover
+from flows.loop_round import plan
 from flows.outcome import Outcome
 from flows.report_svg import hull_histogram
 from flows.settings import CampaignConfig, ThresholdSettings
-from tests.flows_support import environment, tiny_checkpoint, tiny_config
+from tests.flows_support import environment, tiny_checkpoint, tiny_config, tiny_loop
 
 ROOT = Path(__file__).parents[1]
 PREFECT_YAML = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
@@ -130,66 +132,122 @@ def until(condition: Any, seconds: float) -> None:
         time.sleep(1)
 
 
-@pytest.mark.slow
-def test_a_deployed_campaign_runs_by_the_clock_and_late_runs_do_not_pile_up(
-    tmp_path: Path,
-) -> None:
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server on this machine, and its commands."""
+
+    env: dict[str, str]
+    log: Path
+
+    def prefect(self, *arguments: str) -> None:
+        """Run one and let it succeed."""
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def deploy(self, deployments: list[dict[str, Any]]) -> None:
+        """Deploy as `prefect.yaml` does, with other parameters or schedules."""
+        file = self.log.with_name("prefect.yaml")
+        file.write_text(yaml.safe_dump({**PREFECT_YAML, "deployments": deployments}))
+        self.prefect("work-pool", "create", "symmbfn", "--type", "process")
+        self.prefect("deploy", "--all", "--prefect-file", str(file))
+
+    def ask(self, what: str) -> list[dict[str, Any]]:
+        """Return all flow runs, or artifacts."""
+        address = f"{self.env['PREFECT_API_URL']}/{what}/filter"
+        found: list[dict[str, Any]] = httpx.post(
+            address, json={}, trust_env=False, timeout=60
+        ).json()
+        return found
+
+    def states(self) -> list[str]:
+        """Return the states of all flow runs."""
+        return [run["state_name"] for run in self.ask("flow_runs")]
+
+    def answers(self) -> bool:
+        """Whether it is up."""
+        try:
+            address = f"{self.env['PREFECT_API_URL']}/health"
+            return httpx.get(address, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def serving(folder: Path, database: str) -> Iterator[Server]:
+    """Run a server within the block; it must not tell of errors."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
-    database = f"sqlite:///{tmp_path / 'campaigns.db'}"
     env = {
-        **environment(tmp_path),
-        "PREFECT_API_URL": api,
+        **environment(folder),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "SYMMBFN_DB": database,
     }
+    server = Server(env, folder / "server.log")
+    with running("server", "start", "--port", str(port), env=env, log=server.log):
+        until(server.answers, 300)
+        yield server
+    assert "Error" not in server.log.read_text(encoding="utf-8")
+
+
+def working(server: Server) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """Run a worker within the block."""
+    log = server.log.with_name("worker.log")
+    return running("worker", "start", "--pool", "symmbfn", env=server.env, log=log)
+
+
+@pytest.mark.slow
+def test_a_deployed_campaign_runs_by_the_clock_and_late_runs_do_not_pile_up(
+    tmp_path: Path,
+) -> None:
+    database = f"sqlite:///{tmp_path / 'campaigns.db'}"
     config = tiny_config(tiny_checkpoint(tmp_path / "checkpoint"), database, seed=None)
-    for one in PREFECT_YAML["deployments"]:
-        if one["name"] == "discover":
-            one["parameters"]["config"] = config.model_dump(mode="json", exclude={"database"})
-            one["schedules"] = [{"cron": "* * * * *"}]
-        else:
-            one.pop("schedules", None)
-    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(PREFECT_YAML), encoding="utf-8")
-
-    def prefect(*arguments: str) -> None:
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def answers() -> bool:
-        try:
-            return httpx.get(f"{api}/health", trust_env=False).is_success
-        except httpx.TransportError:
-            return False
-
-    def ask(what: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = httpx.post(
-            f"{api}/{what}/filter", json={}, trust_env=False, timeout=60
-        ).json()
-        return found
-
-    def states() -> list[str]:
-        return [run["state_name"] for run in ask("flow_runs")]
-
-    server_log, worker_log = tmp_path / "server.log", tmp_path / "worker.log"
-    with running("server", "start", "--port", str(port), env=env, log=server_log):
-        until(answers, 300)
-        prefect("work-pool", "create", "symmbfn", "--type", "process")
-        prefect("deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml"))
-        until(lambda: states().count("Late") >= 2, 900)  # nobody works: they are late
-        with running("worker", "start", "--pool", "symmbfn", env=env, log=worker_log):
-            until(lambda: "Completed" in states() and "Late" not in states(), 900)
-        assert "Cancelled" in states() and not {"Failed", "Crashed"} & set(states())
-        (run, *_) = [run for run in ask("flow_runs") if run["state_name"] == "Completed"]
+    parameters = {"config": config.model_dump(mode="json", exclude={"database"})}
+    often = {"parameters": parameters, "schedules": [{"cron": "* * * * *"}]}
+    deployments = [
+        {**one, **(often if one["name"] == "discover" else {"schedules": []})}
+        for one in PREFECT_YAML["deployments"]
+    ]
+    with serving(tmp_path, database) as server:
+        server.deploy(deployments)
+        until(lambda: server.states().count("Late") >= 2, 900)  # nobody works: they are late
+        with working(server):
+            until(lambda: "Completed" in server.states() and "Late" not in server.states(), 900)
+        states = server.states()
+        assert "Cancelled" in states and not {"Failed", "Crashed"} & set(states)
+        (run, *_) = [one for one in server.ask("flow_runs") if one["state_name"] == "Completed"]
         assert run["auto_scheduled"] and run["deployment_id"]
-        shown = {one["key"] for one in ask("artifacts")}
-        assert {"funnel", "best-candidates"} <= shown
-    assert "Error" not in server_log.read_text(encoding="utf-8")
+        assert {"funnel", "best-candidates"} <= {one["key"] for one in server.ask("artifacts")}
     with open_database(database).session(write=False) as session:
         counts = queries.table_counts(session)
         assert counts["campaign"] >= 1 and queries.batch_numbers(session, 1) == {0, 1}
         assert counts["relaxation"] and counts["stability"]
+
+
+@pytest.mark.slow
+def test_the_loop_retraining_and_collecting_run_where_they_are_deployed(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'loop.db'}"
+    loop = tiny_loop(tmp_path).model_copy(update={"rounds": 1})
+    learning = plan(loop, 1).retraining
+    assert learning is not None
+    alone = learning.model_copy(update={"key": "alone"})
+    given = {"loop": loop, "retrain": alone}
+    deployments = [
+        {**one, "schedules": []}
+        | ({"parameters": {"config": given[name].model_dump(mode="json")}} if name in given else {})
+        for one in PREFECT_YAML["deployments"]
+        for name in [one["name"]]
+    ]
+    with serving(tmp_path, database) as server:
+        server.deploy(deployments)
+        with working(server):
+            for name in ("loop", "retrain", "dft-collect"):
+                server.prefect("deployment", "run", f"{name}/{name}", "--watch")
+        by_name = {run["name"]: run["state_name"] for run in server.ask("flow_runs")}
+        assert set(by_name.values()) == {"Completed"}, by_name
+    with open_database(database).session(write=False) as session:
+        names = {one.name for one in training.checkpoints(session)}
+    assert {"tiny-round-1", "alone"} <= names

@@ -118,11 +118,8 @@ def test_one_that_takes_too_long_is_ended(toy):
     assert str(end.status) == "failed" and end.reason == "TimeoutError: not done after 1e-09 s"
 
 
-def test_in_step_is_refused_where_it_cannot_be(tmp_path):
+def test_wrong_numbers_and_devices_are_refused(toy):
     with pytest.raises(RelaxError, match="at_once = 0 must be at least 1"):
         RelaxConfig(at_once=0)
-    (tmp_path / "python").touch()
-    file = tmp_path / "far.toml"
-    file.write_text('calculator = "ase.calculators.emt:EMT"\npython = "python"\n')
-    with pytest.raises(RelaxError, match="environment of its own, where structures are relaxed"):
-        relax([salt(4.0)], str(file), IN_STEP)
+    with pytest.raises(RelaxError, match=r"device 'cuda:99' is not to be had here \(.*\); use cpu"):
+        relax([salt(4.0)], "toy", RelaxConfig(device="cuda:99"))

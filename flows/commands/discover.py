@@ -143,7 +143,10 @@ def _check(settings: CampaignConfig) -> None:
     from db.session import open_database
     from flows import inputs
     from flows.checkpoints import resolved
+    from relax.optimize import check_device
 
+    if settings.dask is None:  # else it is for others to have
+        check_device(settings.device)
     inputs.check(resolved(settings))
     open_database(settings.database)
 
