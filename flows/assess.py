@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -154,6 +154,24 @@ def placed(
         raise
     except Exception as error:  # Qhull raises whatever a strange crystal makes it
         return math.nan, math.nan, f"{type(error).__name__}: {one_line(error)}"
+
+
+def limit_of(config: CampaignConfig) -> Callable[[Structure], float] | None:
+    """Return what tells the energy, eV/atom, above which a crystal is metastable on no hull.
+
+    None where no crystal is to be given up; infinity of one that no hull can place.
+    """
+    if config.relaxation.hopeless is None:
+        return None
+    potential = inputs.potential_info(config.potential)
+    hulls = [inputs.load_hull(name) for name in config.hulls]
+
+    def limit(structure: Structure) -> float:
+        zero = [placed(hull, potential, structure, 0.0)[1] for hull in hulls]
+        above = min((one for one in zero if math.isfinite(one)), default=-math.inf)
+        return config.thresholds.metastable - above
+
+    return limit
 
 
 def assess(

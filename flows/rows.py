@@ -78,6 +78,8 @@ def relax_settings(config: RelaxConfig) -> dict[str, Any]:
 
     where = {"workers", "device", "at_once"}
     kept = {name: value for name, value in asdict(config).items() if name not in where}
+    if config.hopeless is None:
+        del kept["hopeless"]  # as before there was this setting
     return {**kept, "protocol": PROTOCOL}
 
 

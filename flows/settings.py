@@ -127,6 +127,12 @@ class RelaxationSettings(_Settings):
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds for one crystal; None: no limit."
     )
+    hopeless: float | None = Field(
+        default=None,
+        gt=0,
+        description="Give up a crystal so far above the metastable limit, eV/atom, once it hardly "
+        "falls any more; None: never. 0.3 spares an eighth of the steps.",
+    )
     keep_symmetry: bool = Field(
         default=False,
         description="Relax in the space group drawn, then see whether it is a saddle.",

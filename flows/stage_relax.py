@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
@@ -15,7 +15,7 @@ from db.errors import StaleLeaseError
 from db.leases import Claim
 from db.session import Database, open_database
 from flows import inputs, progress
-from flows.assess import place
+from flows.assess import limit_of, place
 from flows.leases import free_dead, heartbeat, worker_name
 from flows.rows import (
     potential_row,
@@ -49,6 +49,7 @@ class _Work:
     settings: dict[str, Any]
     lease_seconds: int
     budget: queries.Budget | None
+    limit_of: Callable[[Structure], float] | None
 
     def left(self, session: Session) -> int:
         """Count the crystals that still want relaxing; those of dead processes are freed."""
@@ -100,6 +101,7 @@ def _work(config: CampaignConfig, campaign_id: int) -> _Work:
         settings=relax_settings(relaxation),
         lease_seconds=config.lease_seconds,
         budget=relax_budget(config),
+        limit_of=limit_of(config),
     )
 
 
@@ -114,7 +116,8 @@ def _relax_claimed(work: _Work) -> Generator[RelaxResult]:
     with heartbeat(work.database, held, work.lease_seconds):
         try:
             structures = _claimed_one_by_one(work, held)
-            with closing(relax_iter(structures, work.potential, work.config)) as results:
+            relaxing = relax_iter(structures, work.potential, work.config, work.limit_of)
+            with closing(relaxing) as results:
                 for index, result in results:
                     _record(work, held.pop(index), result)
                     yield result

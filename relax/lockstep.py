@@ -22,10 +22,9 @@ from relax.relaxation import relax_one
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
-    from pymatgen.core import Structure
 
     from relax.calculator import Gradients
-    from relax.optimize import RelaxConfig, RelaxResult
+    from relax.optimize import Job, RelaxConfig, RelaxResult
 
 
 @dataclass
@@ -40,12 +39,12 @@ _Messages = SimpleQueue["_Question | tuple[int, RelaxResult]"]
 
 
 def relax_in_step(
-    jobs: Iterator[tuple[int, Structure]], potential: Potential, config: RelaxConfig, at_once: int
+    jobs: Iterator[Job], potential: Potential, config: RelaxConfig, at_once: int
 ) -> Generator[tuple[int, RelaxResult]]:
     """Relax structures, so many at once.
 
     Args:
-        jobs: Each with its index; the next one is drawn when there is place for it, always from
+        jobs: The next one is drawn when there is place for it, always from
             the calling thread.
         potential: Loaded; its `gradients` get the batches.
         config: Settings; `workers` has no meaning here, and `timeout` ends a relaxation where it
@@ -66,7 +65,7 @@ def relax_in_step(
                 job = next(jobs, None)
                 more = job is not None
                 if job is not None:
-                    _start(*job, potential, config, messages)
+                    _start(job, potential, config, messages)
                     running += 1
             if not running:
                 return
@@ -88,12 +87,13 @@ def relax_in_step(
             running -= not asked
 
 
-def _start(
-    index: int, structure: Structure, potential: Potential, config: RelaxConfig, messages: _Messages
-) -> None:
+def _start(job: Job, potential: Potential, config: RelaxConfig, messages: _Messages) -> None:
     asking = _Asking(potential, config, messages)
     threading.Thread(
-        target=lambda: messages.put((index, relax_one(structure, asking, config))), daemon=True
+        target=lambda: messages.put(
+            (job.index, relax_one(job.structure, asking, config, job.limit))
+        ),
+        daemon=True,
     ).start()
 
 

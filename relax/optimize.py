@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ class Status(StrEnum):
     CONVERGED = "converged"
     STEP_LIMIT = "step_limit"  # forces or stress still too large after max_steps
     EXPLODED = "exploded"  # the cell grew, shrank or was stretched beyond all bounds
+    HOPELESS = "hopeless"  # too high to become what is looked for, and hardly falling any more
     SADDLE = "saddle"  # symmetry kept it at a point from which it falls when let go
     OVERLAP = "overlap"  # two atoms too close, found before any calculation
     NON_FINITE = "non_finite"  # NaN or infinity in the input, or in what the potential returned
@@ -53,6 +54,8 @@ class RelaxConfig:
             Å.
         keep_symmetry: Relax with the space group of the input, which is made exact first; then let
             go from a small random displacement, to see whether the end is a saddle.
+        hopeless: Gives up a structure so far (eV/atom) above its limit once it hardly falls any
+            more (`relax.relaxation.FALLS_ON`); None never does. Limits are told to `relax_iter`.
         device: Of torch.
         at_once: Structures relaxed in step in the calling process, as one batch of the model
             (`relax.lockstep`); None is one by one in `workers` processes on the CPU, and 64 in
@@ -68,6 +71,7 @@ class RelaxConfig:
     max_stretch: float = 4.0
     symprec: float = 0.1
     keep_symmetry: bool = False
+    hopeless: float | None = None
     device: str = "cpu"
     at_once: int | None = None
 
@@ -78,6 +82,8 @@ class RelaxConfig:
                 raise RelaxError(f"relaxation: {name} = {getattr(self, name)} must be positive")
         if self.at_once is not None and self.at_once < 1:
             raise RelaxError(f"relaxation: at_once = {self.at_once} must be at least 1, or None")
+        if self.hopeless is not None and not self.hopeless > 0:
+            raise RelaxError(f"relaxation: hopeless = {self.hopeless} must be positive, or None")
         if self.max_steps < 0 or (self.workers is not None and self.workers < 0):
             raise RelaxError("relaxation: max_steps and workers must not be negative")
         if self.timeout is not None and not self.timeout > 0:
@@ -85,6 +91,21 @@ class RelaxConfig:
         for name in ("max_volume_ratio", "max_stretch"):
             if not getattr(self, name) > 1:
                 raise RelaxError(f"relaxation: {name} = {getattr(self, name)} must be above 1")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A structure to relax.
+
+    Attributes:
+        index: Its place among those given.
+        structure: As given.
+        limit: Energy above which it is not looked for, eV/atom; see `RelaxConfig.hopeless`.
+    """
+
+    index: int
+    structure: Structure
+    limit: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -144,6 +165,7 @@ def relax_iter(
     structures: Iterable[Structure],
     potential: str | Potential = "chgnet",
     config: RelaxConfig | None = None,
+    limit_of: Callable[[Structure], float] | None = None,
 ) -> Generator[tuple[int, RelaxResult]]:
     """Relax structures and yield each result as soon as it is there.
 
@@ -157,6 +179,8 @@ def relax_iter(
         potential: A name or path as for `relax.potentials.load`, or a loaded potential, which
             relaxes in the calling process.
         config: Settings; None for the defaults.
+        limit_of: Tells the total energy, eV/atom, above which a structure is not looked for, so
+            that `config.hopeless` may give it up; infinity where there is no telling.
 
     Yields:
         Index into `structures`, and its result; in the order in which they finish.
@@ -170,22 +194,25 @@ def relax_iter(
     from relax.workers import cores, run_in_workers
 
     config = config or RelaxConfig()
+    jobs: Iterator[Job] = (
+        Job(index, structure, limit_of(structure) if limit_of else np.inf)
+        for index, structure in enumerate(structures)
+    )
     here = isinstance(potential, Potential) or python_of(potential) is None
     at_once = config.at_once or (None if config.device == "cpu" else _IN_STEP)
     if here and at_once is not None:
         check_device(config.device)
         loaded = _loaded(potential, config)
-        yield from relax_in_step(iter(enumerate(structures)), loaded, config, at_once)
+        yield from relax_in_step(jobs, loaded, config, at_once)
         return
     if isinstance(potential, Potential) or (here and config.workers == 0):
         loaded = _loaded(potential, config)
-        for index, structure in enumerate(structures):
-            yield index, relax_one(structure, loaded, config)
+        for job in jobs:
+            yield job.index, relax_one(job.structure, loaded, config, job.limit)
         return
     find(potential)  # a name that is wrong is told before any process starts
-    jobs: Iterator[tuple[int, Structure]] = enumerate(structures)
     if isinstance(structures, Sequence):
-        jobs = iter(sorted(jobs, key=lambda job: -len(job[1])))
+        jobs = iter(sorted(jobs, key=lambda job: -len(job.structure)))
         config = replace(config, workers=min(config.workers or cores(), max(len(structures), 1)))
     yield from run_in_workers(jobs, potential, config)
 

@@ -23,6 +23,8 @@ MAX_STEP = 0.2  # Å, of the optimiser
 STIFFNESS = 30.0  # eV/Å², its first guess
 RATTLE, RATTLE_STRAIN, RATTLE_SEED = 0.05, 0.01, 0  # Å and strain (standard deviations)
 TIGHTER = 0.2  # of fmax, so that a weak slope down from a saddle is not taken for its floor
+FALLS_ON = 5, 100.0  # steps, in which a structure must fall by a hundredth of what it lacks
+FIRST_STEPS = 10  # in which none is given up
 SADDLE_DEPTH = 1e-3  # eV/atom; a shallower fall is what convergence leaves
 
 
@@ -34,33 +36,36 @@ class _Ended(Exception):
     reason: str
 
 
-def relax_one(structure: Structure, potential: Potential, config: RelaxConfig) -> RelaxResult:
+def relax_one(
+    structure: Structure, potential: Potential, config: RelaxConfig, limit: float = np.inf
+) -> RelaxResult:
     """Relax one structure.
 
     Args:
         structure: Not changed.
         potential: Loaded.
         config: Settings; `workers` and `timeout` have no meaning here.
+        limit: Energy above which the structure is not looked for, eV/atom.
     """
     started = time.perf_counter()
     flawed = flaw_of(structure, potential.info, config)
     if flawed is not None:
         return flawed
     if config.keep_symmetry:
-        result = _relax_symmetric(structure, potential, config)
+        result = _relax_symmetric(structure, potential, config, limit)
     else:
-        run = _Run(structure, potential, config)
+        run = _Run(structure, potential, config, limit)
         result = run.result(structure, *run.outcome())
     return replace(result, seconds=time.perf_counter() - started)
 
 
 def _relax_symmetric(
-    structure: Structure, potential: Potential, config: RelaxConfig
+    structure: Structure, potential: Potential, config: RelaxConfig, limit: float
 ) -> RelaxResult:
     """Relax with the symmetry kept, then let go from near the end to see whether it falls."""
     config = replace(config, fmax=TIGHTER * config.fmax)
     exact, symmetry = symmetrized(structure, config.symprec)
-    run = _Run(exact, potential, config, symmetry)
+    run = _Run(exact, potential, config, limit, symmetry)
     result = run.result(structure, *run.outcome())
     if result.status is not Status.CONVERGED or result.structure is None:
         return result
@@ -180,10 +185,13 @@ class _Run:
         structure: Structure,
         potential: Potential,
         config: RelaxConfig,
+        limit: float = np.inf,
         symmetry: Symmetry | None = None,
     ) -> None:
         self.potential = potential
         self.config = config
+        self.limit = limit
+        self.energies: list[float] = []  # of all steps, eV/atom
         self.atoms = to_atoms(structure)
         self.atoms.calc = potential.calculator()
         self.variables = CellAndAtoms(self.atoms, symmetry)
@@ -226,6 +234,7 @@ class _Run:
             self._note()
             if self._converged():
                 return
+            self._give_up()
         raise _Ended(
             Status.STEP_LIMIT,
             f"not converged after {self.steps} steps; allow more with max_steps",
@@ -237,6 +246,21 @@ class _Run:
         virial = self.stress * self.atoms.get_volume() / len(self.atoms)
         largest = np.linalg.norm(np.vstack([self.forces, virial]), axis=1).max()
         return bool(largest < self.config.fmax)
+
+    def _give_up(self) -> None:
+        """End the relaxation of what is too high above its limit, and hardly falls any more."""
+        steps, part = FALLS_ON
+        if self.config.hopeless is None or self.steps < FIRST_STEPS:
+            return
+        energy = self.energies[-1]
+        lacks = energy - self.limit
+        fell = self.energies[-1 - steps] - energy
+        if lacks > self.config.hopeless and fell < lacks / part:
+            raise _Ended(
+                Status.HOPELESS,
+                f"{lacks:.2f} eV/atom too high after {self.steps} steps, of which the last {steps} "
+                f"brought {fell:.4f}",
+            )
 
     def _note(self) -> None:
         """Keep the state if it is sane."""
@@ -265,6 +289,7 @@ class _Run:
             )
         if self.initial_energy is None:
             self.initial_energy = energy
+        self.energies.append(energy / len(self.atoms))
         self.energy, self.forces, self.stress = energy, forces.copy(), stress.copy()
         self.cell, self.scaled = cell.copy(), self.atoms.get_scaled_positions(wrap=False)
 

@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 def main(pipe: Connection) -> None:
     """Load a potential, then relax structures until the pipe is closed.
 
-    Receives (potential, RelaxConfig) and then structures; sends None when it is ready (or the
-    RelaxError that kept it from it) and then one RelaxResult for each structure.
+    Receives (potential, RelaxConfig) and then (structure, limit) again and again; sends None when
+    it is ready (or the RelaxError that kept it from it) and then one RelaxResult for each.
     """
     from relax.errors import RelaxError
     from relax.potentials import load
@@ -25,7 +25,8 @@ def main(pipe: Connection) -> None:
         return
     pipe.send(None)
     while True:
-        pipe.send(relax_one(pipe.recv(), potential, config))
+        structure, limit = pipe.recv()
+        pipe.send(relax_one(structure, potential, config, limit))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,11 @@ from itertools import chain
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from relax.errors import RelaxError
-from relax.optimize import RelaxConfig, RelaxResult, Status
+from relax.optimize import Job, RelaxConfig, RelaxResult, Status
 from relax.potentials import find, python_of
 from relax.relaxation import never_started
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 # One thread per process: with more, the small matrix functions of the cell filter take four times
 # as long. The libraries read these when they are first loaded, so they must be set beforehand.
@@ -62,12 +58,12 @@ class _News:
 
 
 def run_in_workers(
-    structures: Iterator[tuple[int, Structure]], potential: str, config: RelaxConfig
+    jobs: Iterator[Job], potential: str, config: RelaxConfig
 ) -> Iterator[tuple[int, RelaxResult]]:
     """Relax structures in processes of their own.
 
     Args:
-        structures: Each with its index; the next one is drawn when a process is free for it, none
+        jobs: The next one is drawn when a process is free for it, none
             after the first end.
         potential: A name or path as for `relax.potentials.load`.
         config: Settings.
@@ -78,10 +74,10 @@ def run_in_workers(
     Raises:
         RelaxError: No worker can start, or one cannot load the potential.
     """
-    first = next(structures, None)  # before any process starts in vain
+    first = next(jobs, None)  # before any process starts in vain
     if first is None:
         return
-    waiting = _Waiting(chain([first], structures))
+    waiting = _Waiting(chain([first], jobs))
     info = find(potential)
     workers: list[_Worker] = []
     end = "it could not be started"
@@ -115,13 +111,13 @@ def run_in_workers(
 class _Waiting:
     """Structures that no process has begun."""
 
-    def __init__(self, structures: Iterator[tuple[int, Structure]]) -> None:
-        self._structures = structures
+    def __init__(self, jobs: Iterator[Job]) -> None:
+        self._jobs = jobs
         self.ended = False
 
-    def draw(self) -> tuple[int, Structure] | None:
-        """Return the next one and its index; None for ever after the last."""
-        job = None if self.ended else next(self._structures, None)
+    def draw(self) -> Job | None:
+        """Return the next one; None for ever after the last."""
+        job = None if self.ended else next(self._jobs, None)
         self.ended = job is None
         return job
 
@@ -166,13 +162,13 @@ def _start(potential: str, config: RelaxConfig) -> _Worker:
     return _Worker(process, ours)
 
 
-def _assign(worker: _Worker, job: tuple[int, Structure] | None) -> None:
+def _assign(worker: _Worker, job: Job | None) -> None:
     """Give the worker its next structure; one without work stays idle until all is done."""
-    worker.index = None if job is None else job[0]
+    worker.index = None if job is None else job.index
     worker.since = time.monotonic()
     if job is not None:
         with contextlib.suppress(OSError):  # has it just died, its closed pipe is noticed next
-            worker.pipe.send(job[1])
+            worker.pipe.send((job.structure, job.limit))
 
 
 def _patience(workers: list[_Worker], config: RelaxConfig) -> float | None:

@@ -26,15 +26,15 @@ from db.errors import DatabaseError
 from db.models import Campaign, Candidate, Provenance, Relaxation, Stability
 from db.session import Database, open_database
 from flows import progress
-from flows.assess import assess
+from flows.assess import assess, limit_of, place
 from flows.campaign import discover
 from flows.cli import run
 from flows.commands.discover import _show
 from flows.errors import ConfigError
-from flows.inputs import check, load_reference
+from flows.inputs import check, load_hull, load_reference
 from flows.leases import free_dead, worker_name
 from flows.outcome import outcome
-from flows.settings import RelaxationSettings
+from flows.settings import CampaignConfig, RelaxationSettings
 from flows.stage_generate import (
     close_campaign,
     compare,
@@ -378,6 +378,22 @@ def test_an_interrupted_relaxation_ends_its_workers_and_gives_crystals_back(
     with open_database(config.database).session(write=False) as session:
         assert session.scalars(select(Candidate.lease_owner)).all() == [None, None]
         assert len(session.scalars(select(Relaxation.id)).all()) == 1
+
+
+def test_the_limit_of_a_crystal_is_where_it_becomes_metastable(tmp_path: Path) -> None:
+    low = "# energy_scheme: mp2020\nformula,energy_per_atom\nNa,-1.3\nCl,-1.8\nNaCl,-9\n"
+    (tmp_path / "mp2020.csv").write_text(low)
+    hulls = ["chgnet", str(tmp_path / "mp2020.csv")]
+    given = {"relaxation": {"hopeless": 0.3}, "hulls": hulls}
+    config = CampaignConfig.build(given, where="test")
+    limit = limit_of(config)
+    assert limit is not None
+    salt = rocksalt("Na", "Cl", 5.6)
+    hull, potential = load_hull("chgnet"), find("chgnet")
+    _, above = place(hull, potential, salt, limit(salt))  # the other hull lies lower
+    assert above == pytest.approx(config.thresholds.metastable)
+    assert limit(rocksalt("Na", "He", 5.6)) == math.inf  # of which no compound is known
+    assert limit_of(CampaignConfig()) is None
 
 
 def test_known_structures_are_read_from_any_structure_file(tmp_path: Path) -> None:

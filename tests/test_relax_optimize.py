@@ -8,7 +8,7 @@ from relax import potentials
 from relax.cell_filter import CellAndAtoms
 from relax.errors import RelaxError
 from relax.optimize import RelaxConfig, Status, relax, relax_iter
-from relax.relaxation import to_atoms
+from relax.relaxation import _Ended, _Run, to_atoms
 from relax.symmetrize import symmetrized
 from relax.symmetry import dataset
 from tests.crystals import make
@@ -254,3 +254,49 @@ def test_a_potential_that_cannot_be_loaded_is_an_error_not_a_loss(toy):
 def test_settings_that_cannot_be_meant_are_refused(wrong):
     with pytest.raises(RelaxError, match=next(iter(wrong))):
         RelaxConfig(**wrong)
+
+
+@pytest.mark.parametrize("where", [{"workers": 0}, {"workers": 1}, {"at_once": 2}])
+def test_what_is_too_high_and_hardly_falls_is_given_up(toy, where):
+    slow = {"fmax": 1e-12, "max_steps": 60}  # long after the energy has settled
+    start = Structure(Lattice.cubic(4.4), ["Na", "Cl"], [[0, 0, 0], [0.45, 0.52, 0.5]])
+    (whole,) = relax([start], toy, RelaxConfig(**slow, workers=0))
+    low = whole.energy_per_atom
+
+    def ended(limit, hopeless=0.3):
+        config = RelaxConfig(**slow, **where, hopeless=hopeless)
+        ((_, result),) = relax_iter([start], toy, config, lambda structure: limit)
+        return result
+
+    stopped = ended(low - 0.5)
+    assert stopped.status == Status.HOPELESS and 10 <= stopped.steps < whole.steps
+    lacks = stopped.energy_per_atom - low + 0.5
+    assert stopped.reason.startswith(f"{lacks:.2f} eV/atom too high after {stopped.steps} steps")
+    assert ended(low - 0.2).steps == whole.steps  # not so far above
+    assert ended(low - 0.5, hopeless=None).steps == whole.steps
+    assert ended(np.inf).steps == whole.steps  # no telling
+
+
+@pytest.mark.parametrize(
+    ("lacks", "fell", "steps", "given_up"),
+    [
+        (0.5, 0.0049, 30, True),
+        (0.5, 0.0051, 30, False),  # more than a hundredth of what it lacks
+        (0.29, 0.0, 30, False),  # not so far above
+        (0.5, 0.0, 9, False),  # too early
+        (0.5, 0.0, 10, True),
+    ],
+)
+def test_what_is_given_up_is_far_above_its_limit_and_hardly_falls(
+    toy, lacks, fell, steps, given_up
+):
+    potential = potentials.load(toy)
+    run = _Run(fcc("Ar"), potential, RelaxConfig(hopeless=0.3), limit=-5.0)
+    run.steps = steps
+    run.energies = [-5.0 + lacks + fell] * (steps - 4) + [-5.0 + lacks] * 5
+    try:
+        run._give_up()
+    except _Ended as end:
+        assert given_up and end.status == Status.HOPELESS
+    else:
+        assert not given_up
