@@ -3,13 +3,15 @@
     symmbfn generate -n 100 --seed 5 --out crystals.extxyz
     python -m benchmarks.relaxation crystals.extxyz --workers 2
     python -m benchmarks.relaxation crystals.extxyz --against chgnet@float64
+    python -m benchmarks.relaxation crystals.extxyz --hopeless 0.3 --hull mp2020
     python -m benchmarks.relaxation --scaling docs/relaxation.png
 
 The first compares with ASE's FIRE and FrechetCellFilter, one crystal after the other in this
 process, with the same calculator, fmax and end; the second, two precisions or potentials relaxed in
-the same way. The two take turns, a few crystals each, so that a busy machine slows both alike. It
-prints seconds, steps, statuses, and how often the final energies are the same within 2 meV/atom.
-The last plots time and memory against the number of atoms.
+the same way; the third, with and without giving up crystals far above a hull, and tells whether
+one of these would have come within 0.1 eV/atom of it. The two take turns, a few crystals each, so
+that a busy machine slows both alike. It prints seconds, steps, statuses, and how often the final
+energies are the same within 2 meV/atom. The last plots time and memory against the atoms.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-from relax.optimize import RelaxConfig, relax
+from flows.assess import limit_of
+from flows.settings import CampaignConfig
+from relax.optimize import RelaxConfig, relax_iter
 from relax.potentials import Potential, load
 from relax.relaxation import to_atoms
 from symmbfn.files import read_structures
@@ -48,13 +52,16 @@ class Outcome:
 Method = Callable[[Sequence[Structure]], list[Outcome]]
 
 
-def ours(potential: str, config: RelaxConfig) -> Method:
+def ours(
+    potential: str, config: RelaxConfig, limit_of: Callable[[Structure], float] | None = None
+) -> Method:
     """Relax as campaigns do."""
 
     def run(structures: Sequence[Structure]) -> list[Outcome]:
+        results = dict(relax_iter(structures, potential, config, limit_of))
         return [
             Outcome(str(one.status), one.steps, one.energy_per_atom or np.nan)
-            for one in relax(structures, potential, config)
+            for one in (results[index] for index in range(len(structures)))
         ]
 
     return run
@@ -84,7 +91,30 @@ def _fire(structure: Structure, potential: Potential, config: RelaxConfig) -> Ou
     return Outcome("converged" if converged else "step_limit", optimizer.nsteps, energy)
 
 
-def compare(structures: list[Structure], methods: dict[str, Method], at_once: int) -> None:
+def given_up(
+    structures: list[Structure],
+    outcomes: dict[str, list[Outcome]],
+    limit_of: Callable[[Structure], float],
+) -> None:
+    """Print how many were given up, and how many of them would have come below their limit."""
+    early, whole = outcomes.values()
+    limits = [limit_of(one) for one in structures]
+    ends = [
+        end.energy - limit
+        for end, stopped, limit in zip(whole, early, limits, strict=True)
+        if stopped.status == "hopeless"
+    ]
+    steps = [sum(one.steps for one in ended) for ended in (early, whole)]
+    print(
+        f"given up {len(ends)} of {len(structures)}, which saves {1 - steps[0] / steps[1]:.1%} of "
+        f"the steps; {sum(end <= 0 for end in ends)} of them would have come below the limit, the "
+        f"nearest would have ended {min(ends, default=np.nan):+.3f} eV/atom from it"
+    )
+
+
+def compare(
+    structures: list[Structure], methods: dict[str, Method], at_once: int
+) -> dict[str, list[Outcome]]:
     """Run the methods in turns and print what they took and whether their ends agree."""
     seconds = dict.fromkeys(methods, 0.0)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in methods}
@@ -111,6 +141,7 @@ def compare(structures: list[Structure], methods: dict[str, Method], at_once: in
         f"{np.mean(lower > _SAME):.1%}; median {1e3 * np.median(lower):+.2f}, mean "
         f"{1e3 * np.mean(lower):+.2f} meV/atom; {len(lower)} crystals"
     )
+    return outcomes
 
 
 def scaling(potential: str, out: Path) -> None:
@@ -167,6 +198,8 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--potential", default="chgnet")
     parser.add_argument("--against", default="fire", help="fire, or another potential")
+    parser.add_argument("--hopeless", type=float, help="eV/atom; compare with giving up.")
+    parser.add_argument("--hull", default="chgnet", help="that --hopeless counts from")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--at-once", type=int, default=50, help="Crystals in each turn.")
@@ -186,6 +219,22 @@ def main() -> None:
         parser.error("give a file of crystals, or --scaling")
     read = [one.structure for one in read_structures(given.file) if one.structure is not None]
     config = RelaxConfig(given.fmax, given.max_steps, given.workers, at_once=given.in_step)
+    if given.hopeless:
+        settings = {
+            "potential": given.potential,
+            "hulls": [given.hull],
+            "relaxation": {"hopeless": given.hopeless},
+        }
+        limit = limit_of(CampaignConfig.build(settings, where="the command line"))
+        assert limit is not None
+        early = replace(config, hopeless=given.hopeless)
+        methods = {
+            "hopeless given up": ours(given.potential, early, limit),
+            "to the end": ours(given.potential, config),
+        }
+        some = read[: given.limit]
+        given_up(some, compare(some, methods, given.at_once), limit)
+        return
     other = (
         fire(load(given.potential), config)
         if given.against == "fire"

@@ -131,7 +131,7 @@ class RelaxationSettings(_Settings):
         default=None,
         gt=0,
         description="Give up a crystal so far above the metastable limit, eV/atom, once it hardly "
-        "falls any more; None: never. 0.3 spares an eighth of the steps.",
+        "falls any more; None: never.",
     )
     keep_symmetry: bool = Field(
         default=False,

@@ -23,8 +23,7 @@ MAX_STEP = 0.2  # Å, of the optimiser
 STIFFNESS = 30.0  # eV/Å², its first guess
 RATTLE, RATTLE_STRAIN, RATTLE_SEED = 0.05, 0.01, 0  # Å and strain (standard deviations)
 TIGHTER = 0.2  # of fmax, so that a weak slope down from a saddle is not taken for its floor
-FALLS_ON = 5, 100.0  # steps, in which a structure must fall by a hundredth of what it lacks
-FIRST_STEPS = 10  # in which none is given up
+FALLS_ON = 10, 100.0  # steps, in which a structure must fall by a hundredth of what it lacks
 SADDLE_DEPTH = 1e-3  # eV/atom; a shallower fall is what convergence leaves
 
 
@@ -250,7 +249,7 @@ class _Run:
     def _give_up(self) -> None:
         """End the relaxation of what is too high above its limit, and hardly falls any more."""
         steps, part = FALLS_ON
-        if self.config.hopeless is None or self.steps < FIRST_STEPS:
+        if self.config.hopeless is None or self.steps < steps:
             return
         energy = self.energies[-1]
         lacks = energy - self.limit

@@ -293,7 +293,7 @@ def test_what_is_given_up_is_far_above_its_limit_and_hardly_falls(
     potential = potentials.load(toy)
     run = _Run(fcc("Ar"), potential, RelaxConfig(hopeless=0.3), limit=-5.0)
     run.steps = steps
-    run.energies = [-5.0 + lacks + fell] * (steps - 4) + [-5.0 + lacks] * 5
+    run.energies = [-5.0 + lacks + fell] * max(steps - 9, 0) + [-5.0 + lacks] * 10
     try:
         run._give_up()
     except _Ended as end:
