@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ase import Atoms
 from pymatgen.core.structure import Structure
 from rich.console import Console
 from sqlalchemy import select
@@ -20,9 +22,12 @@ from flows.errors import ConfigError
 from flows.progress import TerminalProgress
 from flows.settings import CampaignConfig, DaskSettings
 from flows.stage_generate import generate_batch, open_campaign
+from flows.stage_relax import relax_pending
 from flows.stage_screen import _record, screen_pending
 from flows.work import Here, campaign_config, work
+from relax.calculator import Gradients
 from relax.errors import RelaxError
+from relax.potential_chgnet import ChgnetPotential
 from tests.flows_support import (
     relaxations,
     rocksalt,
@@ -145,6 +150,25 @@ def test_what_is_relaxed_while_a_verdict_is_made_counts(
     (_, (is_unique, duplicate_of)), *_ = unique(database).items()
     assert not is_unique and duplicate_of is not None and duplicate_of < one.candidate_id
     database.close()
+
+
+def test_a_campaign_goes_on_in_step_and_is_still_the_same(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, campaign = drawn(checkpoint, f"sqlite:///{tmp_path / 'mine.db'}")
+    sizes = []
+    right = ChgnetPotential.gradients
+
+    def gradients(self: ChgnetPotential, atoms: Sequence[Atoms]) -> list[Gradients]:
+        sizes.append(len(atoms))
+        return right(self, atoms)
+
+    monkeypatch.setattr(ChgnetPotential, "gradients", gradients)
+    relax_pending(config.model_copy(update={"relax_at_once": 2}), campaign)
+    assert max(sizes) == 2
+    in_step = relaxations(database := open_database(config.database))
+    assert len(in_step) == 2
+    assert run_stages(config) == campaign and relaxations(database) == in_step
 
 
 def test_a_helper_relaxes_for_a_campaign_of_another_process(
