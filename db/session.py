@@ -61,6 +61,24 @@ class Database:
                 if not write:
                     transaction.rollback()
 
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Keep one idle connection within the block, for work of many small transactions.
+
+        Whoever closes the last connection to a SQLite file folds the log of transactions into it;
+        without another one that would be at the end of every transaction (36 ms instead of 2).
+        """
+        if self.engine.dialect.name != "sqlite":
+            yield
+            return
+        with _translated(self.url):
+            connection = self.engine.raw_connection()
+        try:
+            connection.cursor().execute("SELECT 1 FROM alembic_version")  # opens the file
+            yield
+        finally:
+            connection.close()
+
     def revision(self) -> str:
         """The schema revision that the tables have."""
         with self.session(write=False) as session:
@@ -177,6 +195,9 @@ def _create_engine(url: URL) -> Engine:
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # we begin transactions ourselves
     connection.execute("PRAGMA foreign_keys = ON")
+    # With a write-ahead log the file stays sound; a loss of power, not of the process, may undo the
+    # last moments, whose work is then done again.
+    connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:

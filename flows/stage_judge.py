@@ -33,7 +33,8 @@ def judge_pending(config: CampaignConfig, campaign_id: int) -> None:
     bar.stage("judge", len(pending))
     structures = [one.structure for one in pending]
     energies = [one.energy_per_atom for one in pending]
-    with closing(opinions(config, config.judge, structures, energies)) as told:
+    judging = opinions(config, config.judge, structures, energies)
+    with database.kept_open(), closing(judging) as told:
         for index, result, opinion in told:
             row = _judgement(pending[index].relaxation_id, judge, result, opinion)
             with database.session() as session:

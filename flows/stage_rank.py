@@ -46,7 +46,10 @@ def rank_pending(config: CampaignConfig, campaign_id: int) -> None:
     while left:
         # each process in an order of its own, so that two seldom look at the same crystals
         random.Random(worker_name()).shuffle(left)
-        with closing(_looks(config, campaign_id, left[:_LOOKED_AT_ONCE])) as rows:
+        with (
+            database.kept_open(),
+            closing(_looks(config, campaign_id, left[:_LOOKED_AT_ONCE])) as rows,
+        ):
             for row in rows:
                 with database.session() as session:
                     queries.add_ranking(session, row)

@@ -73,7 +73,7 @@ def relax_pending(config: CampaignConfig, campaign_id: int) -> None:
     best = Best(inputs.load_hull(config.hulls[0]), inputs.potential_info(config.potential))
     while left:
         done = 0
-        with closing(_relax_claimed(work)) as results:
+        with work.database.kept_open(), closing(_relax_claimed(work)) as results:
             for result in results:
                 done += 1
                 bar.advance(note=best.after(result))

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 def screen_pending(config: CampaignConfig, campaign_id: int) -> None:
     """Give a verdict on every relaxed crystal of the campaign that has none yet."""
     database = open_database(config.database)
-    # The newest verdict is the one shown outside of the campaign, so the first hull comes last.
-    for name in reversed(config.hulls):
-        _screen_against(config, campaign_id, database, inputs.load_hull(name))
+    with database.kept_open():
+        # The newest verdict is the one shown outside of the campaign, so the first hull comes last.
+        for name in reversed(config.hulls):
+            _screen_against(config, campaign_id, database, inputs.load_hull(name))
 
 
 def _screen_against(

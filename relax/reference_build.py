@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 AS_IT_IS, RELAXED = "as_it_is", "relaxed"
 _BATCH = 512
-_SAME = 1e-4  # eV/atom; a formula's cells whose energies differ by less are taken for one crystal
+_SAME = 1e-3  # eV/atom; a formula's cells whose energies differ by less are taken for one crystal
 _HOLE = 0.3  # eV/atom; a known crystal that falls so far, or lies so low, is in a hole
 
 

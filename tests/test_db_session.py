@@ -221,3 +221,18 @@ def test_a_row_of_nowhere_is_refused(database: Database) -> None:
         session.execute(
             text("INSERT INTO candidate_element (candidate_id, element) VALUES (99, 'Li')")
         )
+
+
+def test_kept_open_the_log_of_transactions_stays_until_the_end(database: Database) -> None:
+    log = Path(f"{database.engine.url.database}-wal")
+    is_file = database.engine.dialect.name == "sqlite"
+    for number in (1, 2):
+        with database.kept_open():
+            with database.session() as session:
+                name = f"c{number}"
+                row = {"idempotency_key": name, "name": name, "config": {}, "seed": 0}
+                session.add(Campaign(**row, code_version="test"))
+            assert log.exists() == is_file
+            with database.session(write=False) as session:  # others see it at once
+                assert queries.table_counts(session)["campaign"] == number
+        assert not log.exists()
