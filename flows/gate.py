@@ -22,7 +22,7 @@ from flows import inputs
 from flows.checkpoints import card_of
 from flows.report_intervals import Z, difference_interval
 from flows.retrain_settings import GateSettings, RetrainConfig
-from flows.rows import relax_config, relax_settings
+from flows.rows import relax_settings
 from flows.sample_figures import Figures, Mean, mean_correction, measure
 from flows.settings import CampaignConfig, FunnelSettings, derived_seed
 from flows.stage_retrain import HELD_OUT
@@ -46,7 +46,7 @@ def _sample(config: RetrainConfig, checkpoint: Made) -> CampaignConfig:
     is a lower bound.
     """
     whole = config.campaign.model_copy(update={"n": config.gate.n, "funnel": FunnelSettings()})
-    judged_by = [inputs.judged_by(whole), relax_settings(relax_config(whole))]
+    judged_by = [inputs.judged_by(whole), relax_settings(whole)]
     settings = json.dumps([whole.identity(), *judged_by], sort_keys=True)
     key = f"gate-{checkpoint.sha256[:12]}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     chosen = {"checkpoint": card_of(checkpoint).name, "seed": derived_seed(key), "key": key}

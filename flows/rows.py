@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from db import models, queries
 from db.documents import structure_to_dict
 from db.errors import DatabaseError
+from flows import inputs
 from flows.settings import CampaignConfig
 
 if TYPE_CHECKING:
@@ -72,14 +73,17 @@ def relax_config(config: CampaignConfig) -> RelaxConfig:
     )
 
 
-def relax_settings(config: RelaxConfig) -> dict[str, Any]:
+def relax_settings(config: CampaignConfig) -> dict[str, Any]:
     """Return the settings that decide how a relaxation ends, without where it runs."""
     from relax.optimize import PROTOCOL
 
     where = {"workers", "device", "at_once"}
-    kept = {name: value for name, value in asdict(config).items() if name not in where}
-    if config.hopeless is None:
+    kept = {k: value for k, value in asdict(relax_config(config)).items() if k not in where}
+    if config.relaxation.hopeless is None:
         del kept["hopeless"]  # as before there was this setting
+    else:
+        hulls = [inputs.load_hull(name).sha256 for name in config.hulls]
+        kept["hopeless_above"] = {"metastable": config.thresholds.metastable, "hulls": hulls}
     return {**kept, "protocol": PROTOCOL}
 
 
@@ -96,7 +100,7 @@ def verdict_basis(
     """Find or store what the verdicts of a campaign against one of its hulls rest on."""
     return queries.Basis(
         potential_id=potential_row(session, potential).id,
-        relax_settings=relax_settings(relax_config(config)),
+        relax_settings=relax_settings(config),
         hull_id=hull_row(session, hull).id,
         known_id=known_row(session, known).id,
         screen_settings=config.thresholds.model_dump(),
@@ -107,7 +111,7 @@ def judge_row(
     session: Session, config: CampaignConfig, potential: PotentialInfo, hull: Hull
 ) -> queries.Judge:
     """Find or store what second opinions of a campaign rest on."""
-    settings = relax_settings(relax_config(config))
+    settings = relax_settings(config)
     return queries.Judge(
         potential_id=potential_row(session, potential).id,
         hull_id=hull_row(session, hull).id,
@@ -116,13 +120,18 @@ def judge_row(
 
 
 def relaxation_row(
-    candidate_id: int, potential_id: int, settings: dict[str, Any], result: RelaxResult
+    candidate_id: int,
+    potential_id: int,
+    settings: dict[str, Any],
+    device: str,
+    result: RelaxResult,
 ) -> models.Relaxation:
     """Return the row of a finished relaxation."""
     return models.Relaxation(
         candidate_id=candidate_id,
         potential_id=potential_id,
         settings=settings,
+        device=device,
         status=str(result.status),
         reason=result.reason or None,
         structure=storable(result.structure),

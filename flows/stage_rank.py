@@ -37,7 +37,7 @@ def rank_pending(config: CampaignConfig, campaign_id: int) -> None:
     if config.funnel.relax_budget is None:
         return
     database = open_database(config.database)
-    settings = relax_settings(relax_config(config))
+    settings = relax_settings(config)
     with database.session() as session:
         potential_id = potential_row(session, inputs.potential_info(config.potential)).id
         left = queries.unranked(session, campaign_id, potential_id, settings)

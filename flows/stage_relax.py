@@ -98,7 +98,7 @@ def _work(config: CampaignConfig, campaign_id: int) -> _Work:
         potential=config.potential,
         potential_id=potential_id,
         config=relaxation,
-        settings=relax_settings(relaxation),
+        settings=relax_settings(config),
         lease_seconds=config.lease_seconds,
         budget=relax_budget(config),
         limit_of=limit_of(config),
@@ -153,7 +153,9 @@ def _claimed_one_by_one(work: _Work, held: dict[int, Claim]) -> Generator[Struct
 
 
 def _record(work: _Work, claim: Claim, result: RelaxResult) -> None:
-    row = relaxation_row(claim.candidate_id, work.potential_id, work.settings, result)
+    row = relaxation_row(
+        claim.candidate_id, work.potential_id, work.settings, work.config.device, result
+    )
     try:
         with work.database.session() as session:
             queries.record_relaxation(session, row, fence=claim.fence)

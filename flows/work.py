@@ -17,10 +17,11 @@ from db.models import Campaign
 from db.session import Database, open_database
 from flows import inputs, progress
 from flows.errors import ConfigError
-from flows.rows import potential_row, relax_config, relax_settings
+from flows.rows import potential_row, relax_settings
 from flows.settings import CampaignConfig
 from flows.stage_relax import relax_pending
 from relax.errors import RelaxError
+from relax.optimize import check_device
 
 _POLL_SECONDS = 5.0
 
@@ -31,7 +32,6 @@ class Here:
 
     workers: int | None = None
     device: str = "cpu"
-    relax_at_once: int | None = None
 
 
 def work(
@@ -53,6 +53,7 @@ def work(
         ConfigError, RelaxError: This machine has not what the named campaign relaxes with.
     """
     here = here or Here()
+    check_device(here.device)
     database = open_database(url, create=False)
     refused: set[int] = set()
     while True:
@@ -92,7 +93,7 @@ def campaign_config(
                 f"campaign {campaign.name}: its potential {config.potential!r} has other weights "
                 "or another precision on this machine; install what the campaign began with"
             )
-        settings = content_hash(relax_settings(relax_config(config)))
+        settings = content_hash(relax_settings(config))
         if campaign.relax_settings_hash not in (None, settings):
             raise ConfigError(
                 f"campaign {campaign.name}: this release relaxes in another way than the one that "

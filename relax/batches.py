@@ -1,4 +1,4 @@
-"""Energies of many structures in batches of a model; one that fails costs nothing but itself."""
+"""Batches of a model; a structure that it cannot take costs nothing but itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,38 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pymatgen.core import Structure
+
+
+def halved[Item, Result](
+    items: Sequence[Item],
+    compute: Callable[[Sequence[Item]], Sequence[Result]],
+    failed: Callable[[Exception], Result],
+    on_failure: Callable[[Exception, int], None] = lambda error, size: None,
+) -> list[Result]:
+    """Compute items in one batch; one that fails, for want of memory or otherwise, is halved.
+
+    Args:
+        items: At least one.
+        compute: Of a batch, in its order.
+        failed: Makes the result of an item that fails alone.
+        on_failure: Told of each batch of several that failed, and its size.
+
+    Returns:
+        Results, in the order of the items.
+    """
+    try:
+        return list(compute(items))
+    except Exception as caught:  # whatever a model or its library dislikes
+        error = caught.with_traceback(None)  # which would keep the batch in memory
+    if len(items) == 1:
+        return [failed(error)]
+    on_failure(error, len(items))
+    half = len(items) // 2
+    return [
+        result
+        for part in (items[:half], items[half:])
+        for result in halved(part, compute, failed, on_failure)
+    ]
 
 
 def batched_energies[Graph](
@@ -25,8 +57,7 @@ def batched_energies[Graph](
         structures: Of any size.
         elements: Symbols that the model knows; structures with others are passed by.
         graph_of: Makes what the model takes; whatever it raises costs that structure only.
-        energies_of: Of graphs in one batch, eV/atom, shape (len(graphs),). A batch that fails, for
-            want of memory or otherwise, is halved.
+        energies_of: Of graphs in one batch, eV/atom, shape (len(graphs),).
         batch_atoms: In a batch, unless one structure has more.
 
     Returns:
@@ -35,7 +66,12 @@ def batched_energies[Graph](
     energies = np.full(len(structures), np.nan)
     batch: list[int] = []
     graphs: list[Graph] = []
-    atoms = 0
+
+    def compute() -> None:
+        energies[batch] = halved(
+            graphs, lambda some: list(energies_of(some)), lambda error: np.float64(np.nan)
+        )
+
     for index in sorted(range(len(structures)), key=lambda i: len(structures[i])):
         structure = structures[index]
         if not {one.symbol for one in structure.composition} <= elements:
@@ -46,27 +82,11 @@ def batched_energies[Graph](
             graph = graph_of(structure)
         except Exception:  # whatever the neighbour search dislikes costs one structure only
             continue
-        if batch and atoms + len(structure) > batch_atoms:
-            energies[batch] = _halved(graphs, energies_of)
-            batch, graphs, atoms = [], [], 0
+        if batch and sum(len(structures[i]) for i in batch) + len(structure) > batch_atoms:
+            compute()
+            batch, graphs = [], []
         batch.append(index)
         graphs.append(graph)
-        atoms += len(structure)
     if batch:
-        energies[batch] = _halved(graphs, energies_of)
+        compute()
     return energies
-
-
-def _halved[Graph](
-    graphs: Sequence[Graph], energies_of: Callable[[Sequence[Graph]], NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """Return eV/atom; NaN of a structure that fails alone."""
-    try:
-        return energies_of(graphs)
-    except (RuntimeError, MemoryError):  # torch's OutOfMemoryError is a RuntimeError
-        if len(graphs) == 1:
-            return np.array([np.nan])
-    half = len(graphs) // 2
-    return np.concatenate(
-        [_halved(graphs[:half], energies_of), _halved(graphs[half:], energies_of)]
-    )

@@ -81,6 +81,22 @@ def batch_equals_single(potential: Potential, structures: Sequence[Structure]) -
     _same("energies in a batch backwards", backwards, alone, 1e-5)
 
 
+def gradients_are_those_of_the_calculator(
+    potential: Potential, structures: Sequence[Structure]
+) -> None:
+    """Energies, forces and strain gradients of a batch are those of each crystal alone."""
+    given = [to_atoms(structure) for structure in [*structures, *structures]]
+    together = potential.gradients([atoms.copy() for atoms in given])
+    if len(together) != len(given):
+        raise ContractError(f"gradients: {len(together)} of {len(given)} crystals")
+    for (energy, forces, strain_gradient), atoms in zip(together, given, strict=True):
+        alone = _computed(potential, atoms)
+        stress = strain_gradient / atoms.get_volume()
+        _same("energy in a batch", energy / len(atoms), _per_atom(alone), 1e-5)
+        _same("forces in a batch", forces, alone.get_forces(), 1e-3)
+        _same("stress in a batch", stress, alone.get_stress(voigt=False), 1e-4)
+
+
 def bad_structures_cost_only_themselves(
     potential: Potential, structures: Sequence[Structure]
 ) -> None:
@@ -163,12 +179,17 @@ CHECKS = (
     inputs_stay_as_they_are,
     shapes_and_units,
     batch_equals_single,
+    gradients_are_those_of_the_calculator,
     bad_structures_cost_only_themselves,
     origin_order_and_image_do_not_matter,
     forces_and_stress_turn_with_the_crystal,
     forces_are_the_slope_of_the_energy,
     stress_is_the_slope_of_the_energy,
 )
+
+
+def _per_atom(atoms: Atoms) -> float:
+    return float(atoms.get_potential_energy()) / len(atoms)
 
 
 def _computed(potential: Potential, atoms: Atoms) -> Atoms:

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from relax.batches import halved
 from relax.calculator import GradientCalculator
 from relax.potentials import Potential
 from relax.relaxation import relax_one
@@ -29,10 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Question:
-    """Atoms of which a relaxation wants energy, forces and strain gradient."""
+    """Atoms of which a relaxation wants energy, forces and strain gradient.
+
+    Attributes:
+        atoms: As they are.
+        answer: Comes with the batch.
+        seconds: Their share of the time of the batch.
+    """
 
     atoms: Atoms
     answer: Future[Gradients] = field(default_factory=Future)
+    seconds: float = 0.0
 
 
 _Messages = SimpleQueue["_Question | tuple[int, RelaxResult]"]
@@ -44,13 +52,11 @@ def relax_in_step(
     """Relax structures, so many at once.
 
     Args:
-        jobs: The next one is drawn when there is place for it, always from
-            the calling thread.
+        jobs: The next one is drawn when there is place for it, always from the calling thread.
         potential: Loaded; its `gradients` get the batches.
-        config: Settings; `workers` has no meaning here, and `timeout` ends a relaxation where it
-            next asks for energies.
-        at_once: Structures in a batch, at most. A batch that fails, for want of memory or
-            otherwise, is halved; after a lack of memory batches stay at that size.
+        config: Settings; `workers` has no meaning here. The time of a structure, which `timeout`
+            limits, is its own and its share of the batches.
+        at_once: Structures in a batch, at most.
 
     Yields:
         Index and result, as they finish.
@@ -58,43 +64,48 @@ def relax_in_step(
     messages: _Messages = SimpleQueue()
     answers = _Answers(potential, at_once)
     asked: list[_Question] = []
-    running, more = 0, True
+    running: dict[int, threading.Thread] = {}
+    more = True
     try:
         while True:
-            while more and running < at_once:
+            while more and len(running) < at_once:
                 job = next(jobs, None)
                 more = job is not None
                 if job is not None:
-                    _start(job, potential, config, messages)
-                    running += 1
+                    running[job.index] = _start(job, potential, config, messages)
             if not running:
                 return
-            if len(asked) == running:
+            if len(asked) == len(running):
                 answers.give(asked)
                 asked = []
             message = messages.get()
             if isinstance(message, _Question):
                 asked.append(message)
             else:
-                running -= 1
+                running.pop(message[0]).join()
                 yield message
     finally:  # whoever still waits is let go; its result is not wanted
         while running:
             for question in asked:
-                question.answer.set_exception(RuntimeError("stopped"))
+                if not question.answer.done():
+                    question.answer.set_exception(RuntimeError("stopped"))
             message = messages.get()
             asked = [message] if isinstance(message, _Question) else []
-            running -= not asked
+            if not isinstance(message, _Question):
+                running.pop(message[0]).join()
 
 
-def _start(job: Job, potential: Potential, config: RelaxConfig, messages: _Messages) -> None:
-    asking = _Asking(potential, config, messages)
-    threading.Thread(
-        target=lambda: messages.put(
-            (job.index, relax_one(job.structure, asking, config, job.limit))
-        ),
-        daemon=True,
-    ).start()
+def _start(
+    job: Job, potential: Potential, config: RelaxConfig, messages: _Messages
+) -> threading.Thread:
+    def run() -> None:
+        asking = _Asking(potential, config, messages)
+        result = relax_one(job.structure, asking, config, job.limit)
+        messages.put((job.index, replace(result, seconds=asking.seconds())))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 class _Asking(Potential):
@@ -103,50 +114,66 @@ class _Asking(Potential):
     def __init__(self, potential: Potential, config: RelaxConfig, messages: _Messages) -> None:
         self.info = potential.info
         self._messages = messages
-        self._seconds = config.timeout
-        self._began = time.monotonic()
+        self._timeout = config.timeout
+        self._began = time.thread_time()
+        self._shares = 0.0
+
+    def seconds(self) -> float:
+        """Tell the time that the relaxation in this thread has taken so far."""
+        return time.thread_time() - self._began + self._shares
 
     def calculator(self) -> Calculator:
         """Return an ASE calculator; see the base class."""
         return GradientCalculator(self._ask)
 
     def _ask(self, atoms: Atoms) -> Gradients:
-        if self._seconds is not None and time.monotonic() - self._began > self._seconds:
-            raise TimeoutError(f"not done after {self._seconds:g} s")
+        if self._timeout is not None and self.seconds() > self._timeout:
+            raise TimeoutError(f"not done after {self._timeout:g} s")
         question = _Question(atoms)
         self._messages.put(question)
-        return question.answer.result()
+        try:
+            return question.answer.result()
+        finally:
+            self._shares += question.seconds
 
 
 class _Answers:
-    """Computes batches, of a size that fits into memory."""
+    """Computes batches, of a size that fits into memory.
+
+    A lack of memory halves the size, and each full batch without one adds one to it, as there may
+    be room again for the crystals that come later.
+    """
 
     def __init__(self, potential: Potential, at_once: int) -> None:
         self._potential = potential
+        self._most = at_once
         self._fits = at_once
 
     def give(self, asked: Sequence[_Question]) -> None:
         """Answer all; a crystal that the model cannot take gets its error."""
-        for start in range(0, len(asked), self._fits):
-            self._batch(asked[start : start + self._fits])
+        while asked:
+            batch, asked = asked[: self._fits], asked[self._fits :]
+            self._answer(batch)
 
-    def _batch(self, asked: Sequence[_Question]) -> None:
-        try:
-            gradients = self._potential.gradients([question.atoms for question in asked])
-        except Exception as error:
-            if len(asked) == 1:
-                asked[0].answer.set_exception(error)
-                return
-            half = len(asked) // 2
-            if _lacks_memory(error):
-                self._fits = min(self._fits, half)
-            self._batch(asked[:half])
-            self._batch(asked[half:])
-            return
-        for question, one in zip(asked, gradients, strict=True):
-            question.answer.set_result(one)
+    def _answer(self, batch: Sequence[_Question]) -> None:
+        before, began = self._fits, time.monotonic()
+        answers: list[Gradients | Exception] = halved(
+            batch, self._compute, lambda error: error, self._note
+        )
+        if len(batch) == before == self._fits:
+            self._fits = min(self._fits + 1, self._most)
+        share = (time.monotonic() - began) / len(batch)
+        for question, answer in zip(batch, answers, strict=True):
+            question.seconds = share
+            if isinstance(answer, Exception):
+                question.answer.set_exception(answer)
+            else:
+                question.answer.set_result(answer)
 
+    def _compute(self, batch: Sequence[_Question]) -> Sequence[Gradients | Exception]:
+        return self._potential.gradients([question.atoms for question in batch])
 
-def _lacks_memory(error: Exception) -> bool:
-    """Whether torch or Python had no memory; torch tells it of the CPU in words only."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+    def _note(self, error: Exception, size: int) -> None:
+        # torch tells a lack of memory of the CPU in words only
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            self._fits = max(1, min(self._fits, size // 2))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
-_IN_STEP = 64  # structures in a batch on a GPU
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_IN_STEP = 64  # structures in a batch on a GPU; not measured, none could be had
 PROTOCOL = "bfgs-2"  # a new name when optimiser or convergence criterion change
 
 
@@ -44,9 +45,10 @@ class RelaxConfig:
             stress times volume over atoms, must be below it, too.
         max_steps: Steps before it is given up. Of 500 generated crystals all converged, half of
             them within 8 steps (benchmarks/sun.py).
-        workers: Processes, each with one thread; None is one per core (never more than
-            structures), 0 relaxes in the calling process (where the potential can be loaded there).
-        timeout: Seconds for one structure, None for no limit; needs workers.
+        workers: Processes, each with one thread; None is one per core (never more than a sequence
+            has structures), and one where they share a GPU; 0 relaxes in the calling process (where
+            the potential can be loaded there).
+        timeout: Seconds for one structure, None for no limit; needs workers, or `at_once`.
         min_distance: Atoms nearer than this overlap, Å.
         max_volume_ratio: Growth or shrinkage of the cell beyond this factor is an explosion.
         max_stretch: So is a stretch along any direction, or its inverse, beyond this factor.
@@ -169,8 +171,8 @@ def relax_iter(
 ) -> Generator[tuple[int, RelaxResult]]:
     """Relax structures and yield each result as soon as it is there.
 
-    A structure that fails, and even one that takes its process with it (out of memory), costs
-    nothing but itself.
+    A structure that fails costs nothing but itself; in worker processes not even one that takes its
+    process with it.
 
     Args:
         structures: Not changed. A sequence is begun with its largest structures, so that none of
@@ -223,14 +225,15 @@ def check_device(device: str) -> None:
     Raises:
         RelaxError: It cannot.
     """
+    if device.partition(":")[0] not in _DEVICES:
+        raise RelaxError(f"no device {device!r}; there are {', '.join(_DEVICES)}")
     import torch
 
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # the second where torch is built without it
-        raise RelaxError(
-            f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use cpu"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise RelaxError(f"device {device!r} is not to be had here ({reason}); use cpu") from error
 
 
 def _loaded(potential: str | Potential, config: RelaxConfig) -> Potential:

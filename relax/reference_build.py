@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,10 @@ from pymatgen.core import Composition
 from relax.errors import RelaxError
 from relax.formulas import reduced_formula
 from relax.hull import Hull
-from relax.optimize import RelaxConfig, Status, relax_iter
+from relax.optimize import PROTOCOL, RelaxConfig, Status, relax_iter
 from relax.potentials import PotentialInfo, find, load
 from relax.reference_file import TOTAL, ReferenceEnergies, parse_formula
+from relax.workers import cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,32 +31,40 @@ if TYPE_CHECKING:
 
 AS_IT_IS, RELAXED = "as_it_is", "relaxed"
 _BATCH = 512
-_SAME = 1e-3  # eV/atom; a formula's cells whose energies differ by less are taken for one crystal
-_HOLE = 0.3  # eV/atom; a known crystal that falls so far, or lies so low, is in a hole
+_SAME = 1e-3  # eV/atom; a formula's cells whose energies are the same to it are relaxed once
+_HOLE = 0.3  # eV/atom; a known crystal that lies so low is in a hole
 
 
 class Journal:
     """Energies computed so far, in a file, so that a build that is stopped goes on."""
 
-    def __init__(self, file: Path, potential: PotentialInfo) -> None:
-        """Read the file if it is there.
+    def __init__(self, file: Path, potential: PotentialInfo, config: RelaxConfig) -> None:
+        """Read the file if it is there; a line that was cut short by a kill is taken off.
 
         Raises:
-            RelaxError: It is of another potential, or no journal.
+            RelaxError: It is of another potential or other settings, or no journal.
         """
         self._file = file
         self._known: dict[tuple[str, str], float] = {}
-        own = f"{potential.name} {potential.dtype} {potential.weights_sha256}"
+        self._first = (
+            f"{potential.name} {potential.dtype} {potential.weights_sha256} {PROTOCOL} "
+            f"fmax {config.fmax:g} steps {config.max_steps}"
+        )
         if not file.exists():
-            file.write_text(own + "\n")
             return
-        first, *lines = file.read_text().splitlines() or [""]
-        if first != own:
-            raise RelaxError(f"{file} holds energies of {first or 'nothing'}; delete it to go on")
-        for line in lines:
-            words = line.split()
-            if len(words) == 3:  # the last line may have been cut short
-                self._known[words[0], words[1]] = float(words[2])
+        try:
+            whole, end, _ = file.read_bytes().rpartition(b"\n")
+            first, *lines = whole.decode().splitlines() or [""]
+            if first != self._first:
+                raise ValueError(f"made with {first or 'nothing'}")
+            for line in lines:
+                key, kind, energy = line.split()
+                self._known[key, kind] = float(energy)
+            os.truncate(file, len(whole + end))
+        except (ValueError, OSError) as error:
+            raise RelaxError(
+                f"{file}: no energies of an earlier build with these settings ({error}); delete it"
+            ) from error
 
     def energy(self, structure: Structure, kind: str) -> float | None:
         """Return eV/atom; NaN where there is none to be had, None where it was not computed yet."""
@@ -64,6 +75,8 @@ class Journal:
         keys = [_key(one) for one in structures]
         self._known |= {(key, kind): energy for key, energy in zip(keys, energies, strict=True)}
         with self._file.open("a") as file:
+            if file.tell() == 0:
+                file.write(self._first + "\n")
             for key, energy in zip(keys, energies, strict=True):
                 file.write(f"{key} {kind} {float(energy)!r}\n")
 
@@ -72,6 +85,7 @@ def energies_as_they_are(
     structures: Sequence[Structure],
     potential: str,
     journal: Journal,
+    config: RelaxConfig,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> NDArray[np.float64]:
     """Compute the energies of structures without moving an atom.
@@ -80,12 +94,13 @@ def energies_as_they_are(
         structures: Not changed.
         potential: As for `relax.potentials.load`.
         journal: Asked first, and told.
+        config: Its device counts.
         on_progress: Told how many structures each further batch had.
 
     Returns:
         eV/atom, shape (N,); NaN where there is none to be had.
     """
-    loaded = load(potential)
+    loaded = load(potential, device=config.device)
     energies = np.full(len(structures), np.nan)
     for begin in range(0, len(structures), _BATCH):
         batch = structures[begin : begin + _BATCH]
@@ -133,43 +148,40 @@ def near_hull(
 
 def relaxed_energies(
     structures: Sequence[Structure],
-    energies: NDArray[np.float64],
     chosen: Sequence[int],
     potential: str,
     journal: Journal,
-    config: RelaxConfig | None = None,
+    config: RelaxConfig,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> NDArray[np.float64]:
     """Relax some structures as candidates are relaxed.
 
-    One that does not converge keeps the energy that it had, and so does one that falls by more
-    than 0.3 eV/atom: a known crystal does not, where the potential has no hole.
-
     Args:
         structures: N of them; not changed.
-        energies: As they are, eV/atom, shape (N,).
         chosen: Indices of those to relax, in this order.
         potential: As for `relax.potentials.load`.
-        journal: Asked first, and told.
-        config: Settings; None for the defaults.
+        journal: Asked first, and told of those that converge; others are tried again next time.
+        config: Settings.
         on_progress: Told 1 for each that is done.
 
     Returns:
-        Energies, eV/atom, shape (N,), none higher than before.
+        Energies, eV/atom, shape (N,); NaN of those that were not chosen or did not converge.
     """
     left = [index for index in chosen if journal.energy(structures[index], RELAXED) is None]
     on_progress(len(chosen) - len(left))
     queue = (structures[index] for index in left)  # drawn in order, not the largest first
+    if config.workers is None:
+        config = replace(config, workers=min(cores(), max(len(left), 1)))
     for place, result in relax_iter(queue, potential, config):
-        energy = result.energy_per_atom if result.status is Status.CONVERGED else None
-        journal.add([structures[left[place]]], RELAXED, [math.nan if energy is None else energy])
+        if result.status is Status.CONVERGED and result.energy_per_atom is not None:
+            journal.add([structures[left[place]]], RELAXED, [result.energy_per_atom])
         on_progress(1)
-    lowered = energies.copy()
+    relaxed = np.full(len(structures), np.nan)
     for index in chosen:
         energy = journal.energy(structures[index], RELAXED)
-        if energy is not None and 0 < energies[index] - energy < _HOLE:
-            lowered[index] = energy
-    return lowered
+        if energy is not None:
+            relaxed[index] = energy
+    return relaxed
 
 
 def without_holes(
@@ -234,7 +246,6 @@ def reference_of(
         raise RelaxError("no compound has all of its elements among the structures; add those")
     counts = {
         "structures": sum(count for _, count in best.values()),
-        "without_energy": int(np.isnan(energies).sum()),
         "compositions_dropped_for_want_of_an_element": len(best) - len(kept),
     }
     return ReferenceEnergies(
@@ -253,24 +264,26 @@ def build_reference(
     structures: Sequence[Structure],
     potential: str,
     journal: Journal,
+    config: RelaxConfig,
     *,
     relax_within: float | None = None,
     trusted: Hull | None = None,
-    config: RelaxConfig | None = None,
     source: str = "",
     on_stage: Callable[[str, int], None] = lambda name, total: None,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> ReferenceEnergies:
     """Compute the energies of structures, relax those near the hull, and keep the lowest.
 
+    One that does not converge, or that falls into a hole, keeps the energy that it had.
+
     Args:
         structures: The known crystals; not changed.
         potential: As for `relax.potentials.load`.
         journal: Asked first, and told.
+        config: Settings of the relaxation.
         relax_within: eV/atom above the hull of the structures as they are, up to which they are
             relaxed; None relaxes nothing.
         trusted: See `without_holes`; None leaves nothing out.
-        config: Settings of the relaxation; None for the defaults.
         source: Of the structures, for the header.
         on_stage: Told the name and the number of structures of what begins.
         on_progress: Told how many of them are done besides.
@@ -280,28 +293,34 @@ def build_reference(
             no structure has an energy, or no element of its own.
     """
     info = find(potential)
+
+    def sound(energies: NDArray[np.float64]) -> NDArray[np.float64]:
+        return energies if trusted is None else without_holes(structures, energies, info, trusted)
+
     on_stage("energies", len(structures))
-    energies = energies_as_they_are(structures, potential, journal, on_progress)
+    computed = energies_as_they_are(structures, potential, journal, config, on_progress)
+    energies = sound(computed)
     header = {
         "potential": info.name,
         "dtype": info.dtype,
         "weights_sha256": info.weights_sha256 or "",
         "source": source,
+        "without_energy": str(int(np.isnan(computed).sum())),
     }
     if trusted is not None:
-        given = energies
-        energies = without_holes(structures, given, info, trusted)
-        left_out = int((np.isnan(energies) & np.isfinite(given)).sum())
-        header["left_out"] = f"{left_out} {_HOLE:g} eV/atom or more below hull {trusted.name}"
+        holes = int((np.isnan(energies) & np.isfinite(computed)).sum())
+        header["trusted"] = f"{trusted.name} {trusted.sha256}"
+        header["holes_left_out"] = str(holes)
     if relax_within is not None:
         chosen = near_hull(structures, energies, relax_within)
         on_stage("relax", len(chosen))
-        before = energies
-        energies = relaxed_energies(
-            structures, before, chosen, potential, journal, config, on_progress
-        )
+        converged = relaxed_energies(structures, chosen, potential, journal, config, on_progress)
+        relaxed = sound(converged)
+        energies = np.fmin(energies, relaxed)  # the one that is a number
         header["relaxed_up_to_above_hull"] = f"{relax_within:g} eV/atom"
-        header["relaxed"] = str(int((energies < before).sum()))
+        header["relaxed"] = str(int(np.isfinite(relaxed).sum()))
+        header["not_converged"] = str(len(chosen) - int(np.isfinite(converged).sum()))
+        header["relaxed_into_holes"] = str(int((np.isnan(relaxed) & np.isfinite(converged)).sum()))
     return reference_of(structures, energies, f"self-consistent:{info.name}", header)
 
 

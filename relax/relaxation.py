@@ -23,7 +23,7 @@ MAX_STEP = 0.2  # Å, of the optimiser
 STIFFNESS = 30.0  # eV/Å², its first guess
 RATTLE, RATTLE_STRAIN, RATTLE_SEED = 0.05, 0.01, 0  # Å and strain (standard deviations)
 TIGHTER = 0.2  # of fmax, so that a weak slope down from a saddle is not taken for its floor
-FALLS_ON = 10, 100.0  # steps, in which a structure must fall by a hundredth of what it lacks
+FALLS_ON = 10, 50.0  # steps, in which a structure must fall by a fiftieth of what it lacks
 SADDLE_DEPTH = 1e-3  # eV/atom; a shallower fall is what convergence leaves
 
 
@@ -47,15 +47,23 @@ def relax_one(
         limit: Energy above which the structure is not looked for, eV/atom.
     """
     started = time.perf_counter()
+    try:
+        result = _relax(structure, potential, config, limit)
+    except Exception as error:  # one bad structure never stops the others
+        result = never_started(potential.info, Status.FAILED, _in_one_line(error))
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+def _relax(
+    structure: Structure, potential: Potential, config: RelaxConfig, limit: float
+) -> RelaxResult:
     flawed = flaw_of(structure, potential.info, config)
     if flawed is not None:
         return flawed
     if config.keep_symmetry:
-        result = _relax_symmetric(structure, potential, config, limit)
-    else:
-        run = _Run(structure, potential, config, limit)
-        result = run.result(structure, *run.outcome())
-    return replace(result, seconds=time.perf_counter() - started)
+        return _relax_symmetric(structure, potential, config, limit)
+    run = _Run(structure, potential, config, limit)
+    return run.result(structure, *run.outcome())
 
 
 def _relax_symmetric(
@@ -190,7 +198,7 @@ class _Run:
         self.potential = potential
         self.config = config
         self.limit = limit
-        self.energies: list[float] = []  # of all steps, eV/atom
+        self.lowest: list[float] = []  # energy up to each step, eV/atom; steps may overshoot
         self.atoms = to_atoms(structure)
         self.atoms.calc = potential.calculator()
         self.variables = CellAndAtoms(self.atoms, symmetry)
@@ -251,9 +259,8 @@ class _Run:
         steps, part = FALLS_ON
         if self.config.hopeless is None or self.steps < steps:
             return
-        energy = self.energies[-1]
-        lacks = energy - self.limit
-        fell = self.energies[-1 - steps] - energy
+        lacks = self.lowest[-1] - self.limit
+        fell = self.lowest[-1 - steps] - self.lowest[-1]
         if lacks > self.config.hopeless and fell < lacks / part:
             raise _Ended(
                 Status.HOPELESS,
@@ -288,7 +295,7 @@ class _Run:
             )
         if self.initial_energy is None:
             self.initial_energy = energy
-        self.energies.append(energy / len(self.atoms))
+        self.lowest.append(min([energy / len(self.atoms), *self.lowest[-1:]]))
         self.energy, self.forces, self.stress = energy, forces.copy(), stress.copy()
         self.cell, self.scaled = cell.copy(), self.atoms.get_scaled_positions(wrap=False)
 

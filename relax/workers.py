@@ -82,7 +82,7 @@ def run_in_workers(
     workers: list[_Worker] = []
     end = "it could not be started"
     try:
-        for _ in range(cores() if config.workers is None else max(config.workers, 1)):
+        for _ in range(_number_of(config)):
             workers.append(_start(potential, config))
         while not waiting.ended or any(worker.index is not None for worker in workers):
             if not workers:
@@ -106,6 +106,12 @@ def run_in_workers(
     finally:
         for worker in workers:
             worker.stop()
+
+
+def _number_of(config: RelaxConfig) -> int:
+    if config.workers is None:
+        return cores() if config.device == "cpu" else 1
+    return max(config.workers, 1)
 
 
 class _Waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import typer
+from pymatgen.core import Lattice, Structure
 
 from flows.cli import app, run
 from flows.commands.common import cell
 from flows.commands.query import ExportFormat, file_name, guarded
+from relax.hull import Hull
+from relax.potentials import find
 from symmbfn import sample
 from symmbfn.files import read_structures, write_structures
 from tests.flows_support import crystals, rocksalt, tiny_checkpoint
@@ -141,7 +145,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["candidates", "--format", "xml"], "--format"),
         (["generate", "-n", "1", "--out", "x.cif", "--space-group", "Fm3x"], "such as Fm-3m"),
         (["discover", "-n", "1", "--device", "cuda:99"], "device 'cuda:99' is not to be had here"),
-        (["discover", "-n", "1", "--device", "gpu"], "device 'gpu' is not to be had here"),
+        (["discover", "-n", "1", "--device", "gpu"], "no device 'gpu'; there are cpu, cuda"),
         (["screen", "x.cif", "--judge-hull", "chgnet"], "give --judge too"),
         (["show"], "Missing argument 'ID'"),
         (["show", "sbfn-1"], "symmbfn discover"),
@@ -294,3 +298,23 @@ def test_names_and_cells_cannot_harm() -> None:
     assert file_name("../../etc/x", "..\\a/b", ExportFormat.POSCAR) == "etcx_ab.vasp"
     assert guarded('=HYPERLINK("x")') == '\'=HYPERLINK("x")'
     assert [guarded(value) for value in ("+1", "@a", "LiO", -0.5)] == ["'+1", "'@a", "LiO", -0.5]
+
+
+def test_a_hull_is_built_from_the_command_line_and_tells_what_was_left_out(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    salt = rocksalt("Na", "Cl", 5.6)
+    sodium = Structure(Lattice.cubic(4.2), ["Na", "Na"], [[0] * 3, [0.5] * 3])
+    chlorine = Structure(Lattice.cubic(5.0), ["Cl", "Cl"], [[0] * 3, [0.39, 0, 0]])
+    write_structures(place / "known.extxyz", [salt, sodium, chlorine])
+    build = ["hull", "build", "--structures", "known.extxyz", "--out", "mine.csv"]
+    given = [*build, "--relax-within", "0.03", "--trusted", "chgnet", "--workers", "1", "--json"]
+    assert run(given) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["compositions"], told["without_energy"], told["unreadable"]) == (3, "0", 0)
+    assert int(told["relaxed"]) + int(told["not_converged"]) == 3
+    assert {file.name for file in place.iterdir()} == {"known.extxyz", "mine.csv"}
+    assert Hull.load("mine.csv").scheme_for(find("chgnet")) == "self-consistent:chgnet"
+    refused(build, place, capsys, "mine.csv")
+    refused([*build[:-1], "a.csv", "--device", "cuda:99"], place, capsys, "'cuda:99' is not to be")
+    refused([*build[:-1], "a.csv", "--trusted", "nothing"], place, capsys, "no hull 'nothing'")

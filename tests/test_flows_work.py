@@ -82,9 +82,9 @@ def relaxed_to(database: Database, campaign: int, structure: Structure) -> int:
 
 def campaign_settings(row: Campaign) -> dict[str, object]:
     """The relaxation settings of a stored campaign."""
-    from flows.rows import relax_config, relax_settings
+    from flows.rows import relax_settings
 
-    return relax_settings(relax_config(CampaignConfig.build(row.config, where="test")))
+    return relax_settings(CampaignConfig.build(row.config, where="test"))
 
 
 def unique(database: Database) -> dict[int, tuple[bool | None, int | None]]:
@@ -152,6 +152,15 @@ def test_what_is_relaxed_while_a_verdict_is_made_counts(
     database.close()
 
 
+def test_a_device_that_this_machine_has_not_is_told_at_once(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'mine.db'}"
+    drawn(checkpoint, url)
+    with pytest.raises(RelaxError, match="no device 'gpu'; there are cpu, cuda"):
+        work(url, here=Here(device="gpu"), wait=True)
+
+
 def test_a_campaign_goes_on_in_step_and_is_still_the_same(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +177,8 @@ def test_a_campaign_goes_on_in_step_and_is_still_the_same(
     assert max(sizes) == 2
     in_step = relaxations(database := open_database(config.database))
     assert len(in_step) == 2
+    with database.session(write=False) as session:
+        assert set(session.scalars(select(Relaxation.device))) == {"cpu"}
     assert run_stages(config) == campaign and relaxations(database) == in_step
 
 

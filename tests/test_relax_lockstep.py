@@ -1,13 +1,14 @@
 """Relaxations in step end as they do one by one, and one that fails costs nothing but itself."""
 
 import threading
+import time
 from itertools import count
 
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from relax import potentials
+from relax import potentials, relaxation
 from relax.errors import RelaxError
 from relax.optimize import RelaxConfig, relax, relax_iter
 from tests.crystals import bent, make
@@ -94,23 +95,86 @@ def test_one_that_fails_costs_only_itself(toy):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to")])
-def test_without_memory_the_batch_is_halved_and_stays_so(toy, monkeypatch, error):
-    sizes = []
+def test_without_memory_batches_get_smaller_and_all_are_answered(toy, monkeypatch, error):
+    sizes, room = [], 3
     right = type(toy).gradients
 
-    def small_ones_only(self, atoms):
+    def as_many_as_fit(self, atoms):
+        nonlocal room
         sizes.append(len(atoms))
-        if len(atoms) > 2:
+        if len(sizes) > 8:
+            room = 1  # and then there is less
+        if len(atoms) > room:
             raise error
         return right(self, atoms)
 
-    monkeypatch.setattr(type(toy), "gradients", small_ones_only)
+    monkeypatch.setattr(type(toy), "gradients", as_many_as_fit)
     given = [salt(a) for a in np.linspace(3.4, 4.6, 6)]
     ends = relax(given, toy, RelaxConfig(at_once=6))
     assert {str(end.status) for end in ends} == {"converged"}
-    assert sizes[:2] == [6, 3] and 6 not in sizes[1:] and sizes.count(3) <= 2
+    assert sizes[:3] == [6, 3, 3] and 6 not in sizes[1:] and 1 in sizes
     monkeypatch.setattr(type(toy), "gradients", right)
     assert_alike(ends, relax(given, toy, ALONE))
+
+
+def test_one_too_large_does_not_leave_the_others_one_by_one_for_ever(toy, monkeypatch):
+    sizes = []
+    right = type(toy).gradients
+
+    def without_the_large(self, atoms):
+        sizes.append(len(atoms))
+        if any(len(one) > 2 for one in atoms):
+            raise MemoryError
+        return right(self, atoms)
+
+    monkeypatch.setattr(type(toy), "gradients", without_the_large)
+    given = [salt(3.8) * (2, 1, 1), *(salt(a) for a in np.linspace(3.4, 4.6, 9))]
+    ends = relax(given, toy, RelaxConfig(at_once=4))
+    assert [str(end.status) for end in ends] == ["failed", *["converged"] * 9]
+    assert sizes[:4] == [4, 2, 1, 1] and 4 in sizes[4:]
+
+
+def test_an_error_of_ours_costs_only_its_structure(toy, monkeypatch):
+    def broken(given, relaxed):
+        raise ZeroDivisionError("no sites")
+
+    monkeypatch.setattr(relaxation, "_rmsd", broken)
+    for config in (ALONE, IN_STEP):
+        (end,) = relax([salt(3.8)], toy, config)
+        assert (str(end.status), end.reason) == ("failed", "ZeroDivisionError: no sites")
+
+
+def test_an_interrupt_while_batches_are_answered_leaves_nobody_waiting(toy, monkeypatch):
+    calls = []
+    right = type(toy).gradients
+
+    def interrupted(self, atoms):
+        calls.append(len(atoms))
+        if len(calls) == 1:
+            raise MemoryError  # now there are two batches to answer
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return right(self, atoms)
+
+    monkeypatch.setattr(type(toy), "gradients", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        relax([salt(a) for a in np.linspace(3.4, 4.6, 6)], toy, RelaxConfig(at_once=6))
+    assert threading.active_count() == before
+
+
+def test_the_time_of_a_batch_is_shared(toy, monkeypatch):
+    right = type(toy).gradients
+
+    def slow(self, atoms):
+        time.sleep(0.05)
+        return right(self, atoms)
+
+    monkeypatch.setattr(type(toy), "gradients", slow)
+    began = time.perf_counter()
+    ends = relax([salt(a) for a in np.linspace(3.4, 4.6, 6)], toy, RelaxConfig(at_once=6))
+    took = time.perf_counter() - began
+    assert 0.05 * max(end.steps for end in ends) < sum(end.seconds for end in ends) < 1.5 * took
 
 
 def test_one_that_takes_too_long_is_ended(toy):
@@ -121,5 +185,9 @@ def test_one_that_takes_too_long_is_ended(toy):
 def test_wrong_numbers_and_devices_are_refused(toy):
     with pytest.raises(RelaxError, match="at_once = 0 must be at least 1"):
         RelaxConfig(at_once=0)
-    with pytest.raises(RelaxError, match=r"device 'cuda:99' is not to be had here \(.*\); use cpu"):
-        relax([salt(4.0)], "toy", RelaxConfig(device="cuda:99"))
+    for device, told in (
+        ("cuda:99", r"is not to be had here \(.*\); use cpu"),
+        ("meta", "there are cpu"),
+    ):
+        with pytest.raises(RelaxError, match=f"device '{device}'.*{told}"):
+            relax([salt(4.0)], "toy", RelaxConfig(device=device))

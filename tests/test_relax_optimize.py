@@ -277,11 +277,20 @@ def test_what_is_too_high_and_hardly_falls_is_given_up(toy, where):
     assert ended(np.inf).steps == whole.steps  # no telling
 
 
+def test_a_step_too_far_gives_nothing_up(toy):
+    limit, run = -5.0, None
+    run = _Run(fcc("Ar"), potentials.load(toy), RelaxConfig(hopeless=0.3), limit)
+    for step, energy in enumerate([*np.linspace(-4.4, -4.8, 20), -1.0, -4.81]):
+        run.steps = step
+        run.lowest.append(min([energy, *run.lowest[-1:]]))
+        run._give_up()
+
+
 @pytest.mark.parametrize(
     ("lacks", "fell", "steps", "given_up"),
     [
-        (0.5, 0.0049, 30, True),
-        (0.5, 0.0051, 30, False),  # more than a hundredth of what it lacks
+        (0.5, 0.009, 30, True),
+        (0.5, 0.011, 30, False),  # more than a fiftieth of what it lacks
         (0.29, 0.0, 30, False),  # not so far above
         (0.5, 0.0, 9, False),  # too early
         (0.5, 0.0, 10, True),
@@ -293,7 +302,7 @@ def test_what_is_given_up_is_far_above_its_limit_and_hardly_falls(
     potential = potentials.load(toy)
     run = _Run(fcc("Ar"), potential, RelaxConfig(hopeless=0.3), limit=-5.0)
     run.steps = steps
-    run.energies = [-5.0 + lacks + fell] * max(steps - 9, 0) + [-5.0 + lacks] * 10
+    run.lowest = [-5.0 + lacks + fell] * max(steps - 9, 0) + [-5.0 + lacks] * 10
     try:
         run._give_up()
     except _Ended as end:

@@ -253,6 +253,23 @@ def test_the_contract_finds_mistakes(mistake, check, told):
         check(Wrong(mistake), CRYSTALS[:1])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda right: right[::-1], "in a batch"),
+        (lambda right: right[1:], "3 of 4 crystals"),
+        (lambda right: [(e, f, s / 2) for e, f, s in right], "stress in a batch"),
+    ],
+)
+def test_the_contract_finds_mistakes_in_batches(wrong, told):
+    class Careless(Wrong):
+        def gradients(self, atoms):
+            return wrong(loaded("chgnet").gradients(atoms))
+
+    with pytest.raises(contract.ContractError, match=told):
+        contract.gradients_are_those_of_the_calculator(Careless(lambda *_: None), CRYSTALS)
+
+
 def test_a_batch_that_fails_is_halved_and_the_rest_is_computed(chgnet, monkeypatch):
     import torch
 

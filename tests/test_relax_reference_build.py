@@ -39,12 +39,14 @@ def toy(tmp_path, monkeypatch):
 
 @pytest.fixture
 def journal(tmp_path, toy):
-    return Journal(tmp_path / "energies", toy.info)
+    return Journal(tmp_path / "energies", toy.info, HERE)
 
 
 def test_the_lowest_energy_of_each_composition_is_kept(tmp_path, toy, journal):
     done = []
-    reference = build_reference(CRYSTALS, "toy", journal, source="made up", on_progress=done.append)
+    reference = build_reference(
+        CRYSTALS, "toy", journal, HERE, source="made up", on_progress=done.append
+    )
     energies = toy.energies_per_atom(CRYSTALS)
     assert reference.formulas == ("Cl2", "Na", "NaCl")
     assert reference.counts == (1, 2, 2)
@@ -62,7 +64,7 @@ def test_the_lowest_energy_of_each_composition_is_kept(tmp_path, toy, journal):
 
 def test_compounds_without_their_elements_make_no_reference(journal):
     with pytest.raises(RelaxError, match="no compound"):
-        build_reference(CRYSTALS[6:], "toy", journal)
+        build_reference(CRYSTALS[6:], "toy", journal, HERE)
 
 
 def test_what_is_near_the_hull_is_relaxed_as_candidates_are(toy, journal):
@@ -71,8 +73,8 @@ def test_what_is_near_the_hull_is_relaxed_as_candidates_are(toy, journal):
         CRYSTALS,
         "toy",
         journal,
+        HERE,
         relax_within=1e-3,
-        config=HERE,
         on_stage=lambda name, total: stages.append((name, total)),
     )
     energies = toy.energies_per_atom(CRYSTALS[:5])
@@ -103,12 +105,12 @@ def test_the_nearest_to_the_hull_come_first_and_twins_once():
     assert near_hull(known, np.array([-1.0, -1.0, np.nan, np.nan, -1.5, -1.4]), 0.05) == [0, 1, 4]
 
 
-def test_a_build_that_was_stopped_goes_on(tmp_path, toy, journal, monkeypatch):
-    asked = {"relax_within": 1e-3, "config": HERE}
-    whole = build_reference(CRYSTALS, "toy", journal, **asked)
-    lines = (tmp_path / "energies").read_text().splitlines()
-    cut = "\n".join(lines[: len(CRYSTALS) + 2]) + "\n" + lines[-1][:20]  # one is relaxed
-    (tmp_path / "energies").write_text(cut)
+@pytest.mark.parametrize("cut", [20, -3, -1])  # in the key, in the number, before the line's end
+def test_a_build_that_was_stopped_goes_on(tmp_path, toy, journal, monkeypatch, cut):
+    file = tmp_path / "energies"
+    whole = build_reference(CRYSTALS, "toy", journal, HERE, relax_within=1e-3)
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[: len(CRYSTALS) + 2]) + lines[-1][:cut])  # one is relaxed
 
     computed = []
     right = type(toy).calculator
@@ -117,23 +119,60 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, toy, journal, monkeypatch):
         "calculator",
         lambda self: computed.append(1) or right(self),
     )
-    again = build_reference(CRYSTALS, "toy", Journal(tmp_path / "energies", toy.info), **asked)
-    assert again.energies == pytest.approx(whole.energies, abs=1e-12)
+    again = Journal(file, toy.info, HERE)
+    reference = build_reference(CRYSTALS, "toy", again, HERE, relax_within=1e-3)
+    assert reference.energies == pytest.approx(whole.energies, abs=1e-12)
     assert len(computed) == 2  # the two that were not relaxed yet
+    assert sorted(file.read_text().splitlines()) == sorted("".join(lines).splitlines())
 
 
-def test_a_journal_of_another_potential_is_refused(tmp_path, toy):
-    (tmp_path / "energies").write_text("chgnet float32 abc\n")
-    with pytest.raises(RelaxError, match="holds energies of chgnet float32 abc; delete it"):
-        Journal(tmp_path / "energies", toy.info)
+@pytest.mark.parametrize("content", ["chgnet float32 abc\n", "", "\udcff\n"])
+def test_a_journal_of_something_else_is_refused(tmp_path, toy, content):
+    (tmp_path / "energies").write_text(content, errors="surrogateescape")
+    with pytest.raises(RelaxError, match="no energies of an earlier build with these settings"):
+        Journal(tmp_path / "energies", toy.info, HERE)
+
+
+def test_energies_of_other_settings_are_not_taken(tmp_path, toy, journal):
+    build_reference(CRYSTALS, "toy", journal, HERE)
+    with pytest.raises(RelaxError, match=r"made with toy float64 .* fmax 0.05 steps 500"):
+        Journal(tmp_path / "energies", toy.info, RelaxConfig(fmax=0.01))
+
+
+def test_what_does_not_converge_keeps_its_energy_and_is_tried_again(tmp_path, toy, journal):
+    short = RelaxConfig(workers=0, max_steps=0)
+    energies = toy.energies_per_atom(CRYSTALS)
+    reference = build_reference(
+        CRYSTALS, "toy", Journal(tmp_path / "short", toy.info, short), short, relax_within=1e-3
+    )
+    assert (reference.header["relaxed"], reference.header["not_converged"]) == ("0", "3")
+    assert reference.energies[2] == min(energies[3:5])
+    assert "relaxed" not in (tmp_path / "short").read_text()
+
+
+def trusted(tmp_path, rows):
+    text = "# energy_scheme: self-consistent:toy\nformula,energy_per_atom\n"
+    file = tmp_path / "trusted.csv"
+    file.write_text(text + "".join(f"{formula},{energy}\n" for formula, energy in rows.items()))
+    return Hull.load(file)
 
 
 def test_crystals_far_below_a_trusted_hull_are_holes_and_left_out(tmp_path, toy, journal):
     energies = toy.energies_per_atom(CRYSTALS[:5])
     rows = {"Na": min(energies[:2]), "Cl2": energies[2], "NaCl": min(energies[3:5]) + 0.5}
-    text = "# energy_scheme: self-consistent:toy\nformula,energy_per_atom\n"
-    file = tmp_path / "trusted.csv"
-    file.write_text(text + "".join(f"{formula},{energy}\n" for formula, energy in rows.items()))
-    reference = build_reference(CRYSTALS, "toy", journal, trusted=Hull.load(file))
+    reference = build_reference(CRYSTALS, "toy", journal, HERE, trusted=trusted(tmp_path, rows))
     assert reference.formulas == ("Cl2", "Na")
-    assert reference.header["left_out"].startswith("2 0.3 eV/atom or more below hull trusted")
+    assert (reference.header["holes_left_out"], reference.header["without_energy"]) == ("2", "1")
+
+
+def test_a_crystal_that_relaxes_into_a_hole_keeps_its_energy(tmp_path, toy, journal):
+    energies = toy.energies_per_atom(CRYSTALS[:5])
+    relaxed = build_reference(CRYSTALS, "toy", journal, HERE, relax_within=1e-3).energies
+    lowest = min(energies[3:5])
+    assert lowest > relaxed[2]
+    rows = {"Na": relaxed[1], "Cl2": relaxed[0], "NaCl": (lowest + relaxed[2]) / 2 + 0.3}
+    reference = build_reference(
+        CRYSTALS, "toy", journal, HERE, relax_within=1e-3, trusted=trusted(tmp_path, rows)
+    )
+    assert reference.energies[2] == lowest
+    assert reference.header["relaxed_into_holes"] == "1"

@@ -51,22 +51,28 @@ def potentials(as_json: common.JsonOption = False) -> None:
 @hull.command(
     "build",
     epilog="Example: symmbfn hull build --structures known.parquet --potential chgnet "
-    "--out mine.csv.gz",
+    "--relax-within 0.03 --trusted mp2020 --out mine.csv.gz",
 )
 def build(
     structures: Annotated[
-        list[Path], typer.Option(help="Known structures, best relaxed; may be repeated.")
+        list[Path], typer.Option(help="Known structures, elements too; may be repeated.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .csv or .csv.gz.")],
     potential: common.PotentialOption = None,
     relax_within: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Relax those up to so far above the hull, eV/atom. [none]"),
+        typer.Option(
+            min=0.0,
+            help="Relax those up to so far above the hull, eV/atom, as candidates are. "
+            "(default none)",
+        ),
     ] = None,
     trusted: Annotated[
         str | None,
         typer.Option(
-            help="Hull: what lies 0.3 eV/atom below it is a hole of the potential; left out."
+            metavar="HULL",
+            help="Leave out holes of the potential: what lies 0.3 eV/atom or more below this hull, "
+            "or below its energy of the same composition.",
         ),
     ] = None,
     workers: common.WorkersOption = None,
@@ -76,49 +82,57 @@ def build(
 ) -> None:
     """Make a hull of a potential's own energies, which cancels its systematic error.
 
-    With --relax-within the crystals that decide are at rest for the potential, as candidates are.
-    A build that is stopped goes on with the same command.
+    A build that is stopped goes on with the same command, from .NAME.energies beside the output.
     """
     common.check_output(out, force=force, endings=(".csv", ".gz"))
     with common.terminal_progress() as progress:
         progress.stage("start", None)
         from relax.hull import Hull
-        from relax.optimize import RelaxConfig
+        from relax.optimize import RelaxConfig, check_device
         from relax.potentials import find
 
         name = potential or "chgnet"
-        journal_file = out.with_name(f".{out.name}.energies")
+        config = RelaxConfig(workers=workers, device=device or "cpu")
+        check_device(config.device)
         info, against = find(name), None if trusted is None else Hull.load(trusted)
         if against is not None:
             against.scheme_for(info, with_structures=True)
+        read = [common.readable(file) for file in structures]
         from relax.reference_build import Journal, build_reference
         from relax.reference_file import write_reference
 
-        journal = Journal(journal_file, info)
-        known = [one for file in structures for one in common.readable(file).structures]
+        journal = out.with_name(f".{out.name}.energies")
         made = build_reference(
-            known,
+            [one for file in read for one in file.structures],
             name,
-            journal,
+            Journal(journal, info, config),
+            config,
             relax_within=relax_within,
             trusted=against,
-            config=RelaxConfig(workers=workers, device=device or "cpu"),
             source=", ".join(file.name for file in structures),
             on_stage=progress.stage,
             on_progress=progress.advance,
         )
         write_reference(out, made)
-        journal_file.unlink()
+        journal.unlink(missing_ok=True)
+    unreadable = [error for file in read for error in file.errors]
     facts = {
         "file": str(out),
         "compositions": len(made.formulas),
         "energy_scheme": made.energy_scheme,
         **made.header,
+        "unreadable": len(unreadable),
     }
     if as_json:
         common.print_json(facts)
-    else:
-        print(f"wrote {len(made.formulas)} compositions of scheme {made.energy_scheme} to {out}")
+        return
+    print(f"wrote {len(made.formulas)} compositions of scheme {made.energy_scheme} to {out}")
+    told = "without_energy holes_left_out relaxed not_converged relaxed_into_holes"
+    for key in told.split():
+        if made.header.get(key, "0") != "0":
+            print(f"  {key.replace('_', ' ')}: {made.header[key]}")
+    for entry, why in unreadable:
+        print(f"  unreadable: {entry}: {why}")
 
 
 @hull.command(
