@@ -4,14 +4,15 @@
     python -m benchmarks.relaxation crystals.extxyz --workers 2
     python -m benchmarks.relaxation crystals.extxyz --against chgnet@float64
     python -m benchmarks.relaxation crystals.extxyz --hopeless 0.3 --hull mp2020
-    python -m benchmarks.relaxation --scaling docs/relaxation.png
+    python -m benchmarks.relaxation --scaling docs/relaxation.png --against my.model
 
 The first compares with ASE's FIRE and FrechetCellFilter, one crystal after the other in this
 process, with the same calculator, fmax and end; the second, two precisions or potentials relaxed in
 the same way; the third, with and without giving up crystals far above a hull, and tells whether
 one of these would have come within 0.1 eV/atom of it. The two take turns, a few crystals each, so
 that a busy machine slows both alike. It prints seconds, steps, statuses, and how often the final
-energies are the same within 2 meV/atom. The last plots time and memory against the atoms.
+energies are the same within 2 meV/atom. The last plots time and memory against the atoms
+of one crystal and of a batch of cells.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from symmbfn.files import read_structures
 
 _SAME = 2e-3  # eV/atom
 _SIZES = (1, 2, 3, 4, 5, 6)  # NaCl supercells of 8 n³ atoms
+_BATCHES = (1, 4, 16, 64)  # cells of 8 atoms
 
 
 @dataclass(frozen=True)
@@ -144,50 +146,57 @@ def compare(
     return outcomes
 
 
-def scaling(potential: str, out: Path) -> None:
-    """Plot seconds per step and peak memory of a process against the number of atoms."""
+def scaling(potentials: list[str], out: Path) -> None:
+    """Plot seconds of a step and peak memory of a process against atoms, of one or many cells."""
     import matplotlib.pyplot as plt
 
-    rows = []
-    for size in _SIZES:
-        text = subprocess.run(
-            [sys.executable, "-m", __spec__.name, "--one", str(size), "--potential", potential],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        rows.append([float(word) for word in text.split()])
-        print("{:.0f} atoms, {:.3f} s, {:.0f} MiB".format(*rows[-1]), flush=True)
-    atoms, seconds, memory = np.array(rows).T
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for axes, numbers, label in (
-        (left, seconds, "seconds a step"),
-        (right, memory, "peak memory, MiB"),
-    ):
-        axes.loglog(atoms, numbers, "o-")
-        axes.grid(alpha=0.3)
-        axes.set(xlabel="atoms", ylabel=label, title=potential)
-    right.set_yscale("linear")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for color, potential in zip(("#1b6ca8", "#c8553d"), potentials, strict=False):
+        for line, label, cells in (
+            ("o-", "one crystal", [(size, 1) for size in _SIZES]),
+            ("s--", "cells of 8 atoms, one batch", [(1, count) for count in _BATCHES]),
+        ):
+            rows = np.array([_measured(potential, size, count) for size, count in cells])
+            atoms, seconds, memory = rows.T
+            name = Path(potential).name
+            left.loglog(atoms, seconds, line, color=color, label=f"{name}, {label}")
+            right.plot(atoms, memory / 1024, line, color=color)
+    left.set(xlabel="atoms in all", ylabel="seconds a step")
+    right.set(xlabel="atoms in all", ylabel="peak memory, GiB", xscale="log")
     right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=8)
     figure.savefig(out, dpi=150)
 
 
-def one_size(potential: str, size: int) -> None:
-    """Print atoms, seconds for energy, forces and stress, and peak memory in MiB."""
+def _measured(potential: str, size: int, count: int) -> list[float]:
+    """Return atoms in all, seconds and MiB, measured in a process of its own."""
+    command = [sys.executable, "-m", __spec__.name, "--one", str(size), str(count)]
+    text = subprocess.run(
+        [*command, "--potential", potential], check=True, capture_output=True, text=True
+    ).stdout
+    row = [float(word) for word in text.splitlines()[-1].split()]
+    print("{}: {:.0f} atoms, {:.4f} s, {:.0f} MiB".format(potential, *row), flush=True)
+    return row
+
+
+def one_size(name: str, size: int, count: int) -> None:
+    """Print atoms, seconds for energies, forces and stresses, and peak memory in MiB."""
     salt = Structure.from_spacegroup(
         225, Lattice.cubic(5.7), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
     )
-    atoms = to_atoms(salt * (size, size, size))
-    atoms.calc = load(potential).calculator()
+    atoms = [to_atoms(salt * (size, size, size)) for _ in range(count)]
+    potential = load(name)
     seconds = []
-    for _ in range(3):
-        atoms.rattle(0.01)  # type: ignore[no-untyped-call]
+    for seed in range(3):
+        for one in atoms:
+            one.rattle(0.01, seed=seed)  # type: ignore[no-untyped-call]
         started = time.perf_counter()
-        atoms.get_forces()
-        atoms.get_stress()
+        potential.gradients(atoms)
         seconds.append(time.perf_counter() - started)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(len(atoms), min(seconds), memory)
+    print(sum(map(len, atoms)), min(seconds), memory)
 
 
 def main() -> None:
@@ -207,13 +216,14 @@ def main() -> None:
     parser.add_argument("--fmax", type=float, default=0.05, help="eV/Å")
     parser.add_argument("--max-steps", type=int, default=500)
     parser.add_argument("--scaling", type=Path, help="Figure to write, instead.")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        one_size(given.potential, given.one)
+        one_size(given.potential, *given.one)
         return
     if given.scaling:
-        scaling(given.potential, given.scaling)
+        others = [] if given.against == "fire" else [given.against]
+        scaling([given.potential, *others], given.scaling)
         return
     if given.file is None:
         parser.error("give a file of crystals, or --scaling")
