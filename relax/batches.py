@@ -33,6 +33,7 @@ def halved[Item, Result](
         return list(compute(items))
     except Exception as caught:  # whatever a model or its library dislikes
         error = caught.with_traceback(None)  # which would keep the batch in memory
+        error.__cause__ = error.__context__ = None
     if len(items) == 1:
         return [failed(error)]
     on_failure(error, len(items))

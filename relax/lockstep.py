@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from relax.batches import halved
 from relax.calculator import GradientCalculator
+from relax.optimize import Status
 from relax.potentials import Potential
-from relax.relaxation import relax_one
+from relax.relaxation import never_started, relax_one
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -43,6 +44,7 @@ class _Question:
     seconds: float = 0.0
 
 
+_NO_MEMORY = ("out of memory", "allocate memory", "alloc_failed")
 _Messages = SimpleQueue["_Question | tuple[int, RelaxResult]"]
 
 
@@ -100,8 +102,11 @@ def _start(
 ) -> threading.Thread:
     def run() -> None:
         asking = _Asking(potential, config, messages)
-        result = relax_one(job.structure, asking, config, job.limit)
-        messages.put((job.index, replace(result, seconds=asking.seconds())))
+        result = never_started(potential.info, Status.FAILED, "its thread was ended")
+        try:
+            result = relax_one(job.structure, asking, config, job.limit)
+        finally:  # whatever ends the thread, somebody waits for it
+            messages.put((job.index, replace(result, seconds=asking.seconds())))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -174,6 +179,6 @@ class _Answers:
         return self._potential.gradients([question.atoms for question in batch])
 
     def _note(self, error: Exception, size: int) -> None:
-        # torch tells a lack of memory of the CPU in words only
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        told = str(error).lower()  # torch tells a lack of the CPU's memory in words only
+        if isinstance(error, MemoryError) or any(words in told for words in _NO_MEMORY):
             self._fits = max(1, min(self._fits, size // 2))

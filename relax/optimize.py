@@ -77,6 +77,11 @@ class RelaxConfig:
     device: str = "cpu"
     at_once: int | None = None
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether `device` is the CPU."""
+        return self.device.partition(":")[0] == "cpu"
+
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
         for name in ("fmax", "min_distance", "symprec"):
@@ -123,7 +128,7 @@ class RelaxResult:
         max_force: Largest force on an atom of `structure`, eV/Å.
         stress: Of `structure`, eV/Å³, symmetric (3, 3), positive under tension as in ASE.
         steps: Optimiser steps taken.
-        seconds: Wall-clock time.
+        seconds: Wall-clock time; in step, its own and its share of the batches.
         space_group_before: Number, 1 to 230, of the input; None if it has none to be found.
         space_group_after: Likewise of `structure`.
         rmsd: Root mean square displacement of the atoms without a common shift, Å, with fractional
@@ -193,7 +198,7 @@ def relax_iter(
     """
     from relax.lockstep import relax_in_step
     from relax.relaxation import relax_one
-    from relax.workers import cores, run_in_workers
+    from relax.workers import number_of_workers, run_in_workers
 
     config = config or RelaxConfig()
     jobs: Iterator[Job] = (
@@ -201,7 +206,7 @@ def relax_iter(
         for index, structure in enumerate(structures)
     )
     here = isinstance(potential, Potential) or python_of(potential) is None
-    at_once = config.at_once or (None if config.device == "cpu" else _IN_STEP)
+    at_once = config.at_once or (None if config.on_cpu else _IN_STEP)
     if here and at_once is not None:
         check_device(config.device)
         loaded = _loaded(potential, config)
@@ -215,7 +220,8 @@ def relax_iter(
     find(potential)  # a name that is wrong is told before any process starts
     if isinstance(structures, Sequence):
         jobs = iter(sorted(jobs, key=lambda job: -len(job.structure)))
-        config = replace(config, workers=min(config.workers or cores(), max(len(structures), 1)))
+        most = max(len(structures), 1)
+        config = replace(config, workers=min(number_of_workers(config), most))
     yield from run_in_workers(jobs, potential, config)
 
 

@@ -23,7 +23,7 @@ from relax.hull import Hull
 from relax.optimize import PROTOCOL, RelaxConfig, Status, relax_iter
 from relax.potentials import PotentialInfo, find, load
 from relax.reference_file import TOTAL, ReferenceEnergies, parse_formula
-from relax.workers import cores
+from relax.workers import number_of_workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,20 +54,22 @@ class Journal:
             return
         try:
             whole, end, _ = file.read_bytes().rpartition(b"\n")
-            first, *lines = whole.decode().splitlines() or [""]
+            os.truncate(file, len(whole + end))
+            first, *lines = whole.decode().splitlines() or [self._first]
             if first != self._first:
-                raise ValueError(f"made with {first or 'nothing'}")
+                raise ValueError(f"made with {first}")
             for line in lines:
                 key, kind, energy = line.split()
                 self._known[key, kind] = float(energy)
-            os.truncate(file, len(whole + end))
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise RelaxError(f"{file}: cannot be read or written ({error.strerror})") from error
+        except ValueError as error:
             raise RelaxError(
                 f"{file}: no energies of an earlier build with these settings ({error}); delete it"
             ) from error
 
     def energy(self, structure: Structure, kind: str) -> float | None:
-        """Return eV/atom; NaN where there is none to be had, None where it was not computed yet."""
+        """Return eV/atom; None where it was not computed yet."""
         return self._known.get((_key(structure), kind))
 
     def add(self, structures: Sequence[Structure], kind: str, energies: Sequence[float]) -> None:
@@ -107,8 +109,11 @@ def energies_as_they_are(
         known = [journal.energy(one, AS_IT_IS) for one in batch]
         new = [one for one, energy in zip(batch, known, strict=True) if energy is None]
         if new:
-            journal.add(new, AS_IT_IS, [float(e) for e in loaded.energies_per_atom(new)])
-        energies[begin : begin + len(batch)] = [journal.energy(one, AS_IT_IS) for one in batch]
+            computed = loaded.energies_per_atom(new)
+            finite = np.flatnonzero(np.isfinite(computed))  # the others are tried again next time
+            journal.add([new[i] for i in finite], AS_IT_IS, [float(e) for e in computed[finite]])
+        for place, one in enumerate(batch, begin):
+            energies[place] = journal.energy(one, AS_IT_IS) or np.nan
         on_progress(len(batch))
     return energies
 
@@ -171,7 +176,7 @@ def relaxed_energies(
     on_progress(len(chosen) - len(left))
     queue = (structures[index] for index in left)  # drawn in order, not the largest first
     if config.workers is None:
-        config = replace(config, workers=min(cores(), max(len(left), 1)))
+        config = replace(config, workers=min(number_of_workers(config), max(len(left), 1)))
     for place, result in relax_iter(queue, potential, config):
         if result.status is Status.CONVERGED and result.energy_per_atom is not None:
             journal.add([structures[left[place]]], RELAXED, [result.energy_per_atom])
@@ -274,7 +279,8 @@ def build_reference(
 ) -> ReferenceEnergies:
     """Compute the energies of structures, relax those near the hull, and keep the lowest.
 
-    One that does not converge, or that falls into a hole, keeps the energy that it had.
+    One that does not converge, or that falls into a hole (by more than 0.3 eV/atom, where no
+    trusted hull tells), keeps the energy that it had.
 
     Args:
         structures: The known crystals; not changed.
@@ -316,6 +322,8 @@ def build_reference(
         on_stage("relax", len(chosen))
         converged = relaxed_energies(structures, chosen, potential, journal, config, on_progress)
         relaxed = sound(converged)
+        if trusted is None:  # a known crystal does not fall so far
+            relaxed = np.where(energies - relaxed > _HOLE, np.nan, relaxed)
         energies = np.fmin(energies, relaxed)  # the one that is a number
         header["relaxed_up_to_above_hull"] = f"{relax_within:g} eV/atom"
         header["relaxed"] = str(int(np.isfinite(relaxed).sum()))

@@ -82,7 +82,7 @@ def run_in_workers(
     workers: list[_Worker] = []
     end = "it could not be started"
     try:
-        for _ in range(_number_of(config)):
+        for _ in range(number_of_workers(config)):
             workers.append(_start(potential, config))
         while not waiting.ended or any(worker.index is not None for worker in workers):
             if not workers:
@@ -108,9 +108,10 @@ def run_in_workers(
             worker.stop()
 
 
-def _number_of(config: RelaxConfig) -> int:
+def number_of_workers(config: RelaxConfig) -> int:
+    """Return how many worker processes the settings mean, at least one."""
     if config.workers is None:
-        return cores() if config.device == "cpu" else 1
+        return cores() if config.on_cpu else 1
     return max(config.workers, 1)
 
 

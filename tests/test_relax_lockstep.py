@@ -94,7 +94,14 @@ def test_one_that_fails_costs_only_itself(toy):
     assert_alike([ends[i] for i in (0, 2, 5)], relax([given[i] for i in (0, 2, 5)], "toy", ALONE))
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
 def test_without_memory_batches_get_smaller_and_all_are_answered(toy, monkeypatch, error):
     sizes, room = [], 3
     right = type(toy).gradients
@@ -142,6 +149,16 @@ def test_an_error_of_ours_costs_only_its_structure(toy, monkeypatch):
     for config in (ALONE, IN_STEP):
         (end,) = relax([salt(3.8)], toy, config)
         assert (str(end.status), end.reason) == ("failed", "ZeroDivisionError: no sites")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_is_ended_costs_only_its_structure(toy, monkeypatch):
+    def panics(given, relaxed):
+        raise BaseException("panic")
+
+    monkeypatch.setattr(relaxation, "_rmsd", panics)
+    (end,) = relax([salt(3.8)], toy, IN_STEP)
+    assert (str(end.status), end.reason) == ("failed", "its thread was ended")
 
 
 def test_an_interrupt_while_batches_are_answered_leaves_nobody_waiting(toy, monkeypatch):

@@ -126,7 +126,7 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, toy, journal, monkeypatch, c
     assert sorted(file.read_text().splitlines()) == sorted("".join(lines).splitlines())
 
 
-@pytest.mark.parametrize("content", ["chgnet float32 abc\n", "", "\udcff\n"])
+@pytest.mark.parametrize("content", ["chgnet float32 abc\n", "\udcff\n"])
 def test_a_journal_of_something_else_is_refused(tmp_path, toy, content):
     (tmp_path / "energies").write_text(content, errors="surrogateescape")
     with pytest.raises(RelaxError, match="no energies of an earlier build with these settings"):
@@ -148,6 +148,24 @@ def test_what_does_not_converge_keeps_its_energy_and_is_tried_again(tmp_path, to
     assert (reference.header["relaxed"], reference.header["not_converged"]) == ("0", "3")
     assert reference.energies[2] == min(energies[3:5])
     assert "relaxed" not in (tmp_path / "short").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "toy float"])
+def test_a_journal_that_was_cut_in_its_first_line_begins_anew(tmp_path, toy, content):
+    (tmp_path / "energies").write_text(content)
+    journal = Journal(tmp_path / "energies", toy.info, HERE)
+    build_reference(CRYSTALS, "toy", journal, HERE)
+    again = Journal(tmp_path / "energies", toy.info, HERE)
+    assert again.energy(CRYSTALS[0], "as_it_is") is not None
+    assert again.energy(CRYSTALS[5], "as_it_is") is None  # it had none: tried again next time
+
+
+def test_without_a_trusted_hull_a_fall_too_far_is_not_believed(tmp_path, toy, journal, monkeypatch):
+    monkeypatch.setattr("relax.reference_build._HOLE", 0.004)
+    energies = toy.energies_per_atom(CRYSTALS[:5])
+    reference = build_reference(CRYSTALS, "toy", journal, HERE, relax_within=1e-3)
+    assert reference.energies[2] == min(energies[3:5])  # which would fall by 0.0064
+    assert reference.header["relaxed_into_holes"] != "0"
 
 
 def trusted(tmp_path, rows):
