@@ -53,14 +53,14 @@ class Journal:
         if not file.exists():
             return
         try:
-            whole, end, _ = file.read_bytes().rpartition(b"\n")
-            os.truncate(file, len(whole + end))
-            first, *lines = whole.decode().splitlines() or [self._first]
-            if first != self._first:
+            whole, end, cut = file.read_bytes().rpartition(b"\n")
+            first, *lines = (whole if end else cut).decode().splitlines() or [""]
+            if first != self._first and (end or not self._first.startswith(first)):
                 raise ValueError(f"made with {first}")
             for line in lines:
                 key, kind, energy = line.split()
                 self._known[key, kind] = float(energy)
+            os.truncate(file, len(whole + end))
         except OSError as error:
             raise RelaxError(f"{file}: cannot be read or written ({error.strerror})") from error
         except ValueError as error:
@@ -68,9 +68,9 @@ class Journal:
                 f"{file}: no energies of an earlier build with these settings ({error}); delete it"
             ) from error
 
-    def energy(self, structure: Structure, kind: str) -> float | None:
-        """Return eV/atom; None where it was not computed yet."""
-        return self._known.get((_key(structure), kind))
+    def energies(self, structures: Sequence[Structure], kind: str) -> NDArray[np.float64]:
+        """Return eV/atom, shape (N,); NaN where there is none yet."""
+        return np.array([self._known.get((_key(one), kind), np.nan) for one in structures])
 
     def add(self, structures: Sequence[Structure], kind: str, energies: Sequence[float]) -> None:
         """Keep energies, eV/atom."""
@@ -106,14 +106,13 @@ def energies_as_they_are(
     energies = np.full(len(structures), np.nan)
     for begin in range(0, len(structures), _BATCH):
         batch = structures[begin : begin + _BATCH]
-        known = [journal.energy(one, AS_IT_IS) for one in batch]
-        new = [one for one, energy in zip(batch, known, strict=True) if energy is None]
+        known = journal.energies(batch, AS_IT_IS)
+        new = np.flatnonzero(np.isnan(known)).tolist()
         if new:
-            computed = loaded.energies_per_atom(new)
-            finite = np.flatnonzero(np.isfinite(computed))  # the others are tried again next time
-            journal.add([new[i] for i in finite], AS_IT_IS, [float(e) for e in computed[finite]])
-        for place, one in enumerate(batch, begin):
-            energies[place] = journal.energy(one, AS_IT_IS) or np.nan
+            known[new] = loaded.energies_per_atom([batch[i] for i in new])
+            finite = [i for i in new if np.isfinite(known[i])]  # others are tried again next time
+            journal.add([batch[i] for i in finite], AS_IT_IS, known[finite].tolist())
+        energies[begin : begin + len(batch)] = known
         on_progress(len(batch))
     return energies
 
@@ -153,39 +152,34 @@ def near_hull(
 
 def relaxed_energies(
     structures: Sequence[Structure],
-    chosen: Sequence[int],
     potential: str,
     journal: Journal,
     config: RelaxConfig,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> NDArray[np.float64]:
-    """Relax some structures as candidates are relaxed.
+    """Relax structures as candidates are relaxed, in their order.
 
     Args:
         structures: N of them; not changed.
-        chosen: Indices of those to relax, in this order.
         potential: As for `relax.potentials.load`.
         journal: Asked first, and told of those that converge; others are tried again next time.
         config: Settings.
         on_progress: Told 1 for each that is done.
 
     Returns:
-        Energies, eV/atom, shape (N,); NaN of those that were not chosen or did not converge.
+        Energies, eV/atom, shape (N,); NaN of those that did not converge.
     """
-    left = [index for index in chosen if journal.energy(structures[index], RELAXED) is None]
-    on_progress(len(chosen) - len(left))
+    relaxed = journal.energies(structures, RELAXED)
+    left = np.flatnonzero(np.isnan(relaxed)).tolist()
+    on_progress(len(structures) - len(left))
     queue = (structures[index] for index in left)  # drawn in order, not the largest first
     if config.workers is None:
         config = replace(config, workers=min(number_of_workers(config), max(len(left), 1)))
     for place, result in relax_iter(queue, potential, config):
         if result.status is Status.CONVERGED and result.energy_per_atom is not None:
+            relaxed[left[place]] = result.energy_per_atom
             journal.add([structures[left[place]]], RELAXED, [result.energy_per_atom])
         on_progress(1)
-    relaxed = np.full(len(structures), np.nan)
-    for index in chosen:
-        energy = journal.energy(structures[index], RELAXED)
-        if energy is not None:
-            relaxed[index] = energy
     return relaxed
 
 
@@ -300,12 +294,9 @@ def build_reference(
     """
     info = find(potential)
 
-    def sound(energies: NDArray[np.float64]) -> NDArray[np.float64]:
-        return energies if trusted is None else without_holes(structures, energies, info, trusted)
-
     on_stage("energies", len(structures))
     computed = energies_as_they_are(structures, potential, journal, config, on_progress)
-    energies = sound(computed)
+    energies = computed
     header = {
         "potential": info.name,
         "dtype": info.dtype,
@@ -314,17 +305,21 @@ def build_reference(
         "without_energy": str(int(np.isnan(computed).sum())),
     }
     if trusted is not None:
+        energies = without_holes(structures, computed, info, trusted)
         holes = int((np.isnan(energies) & np.isfinite(computed)).sum())
         header["trusted"] = f"{trusted.name} {trusted.sha256}"
         header["holes_left_out"] = str(holes)
     if relax_within is not None:
         chosen = near_hull(structures, energies, relax_within)
         on_stage("relax", len(chosen))
-        converged = relaxed_energies(structures, chosen, potential, journal, config, on_progress)
-        relaxed = sound(converged)
+        near, before = [structures[index] for index in chosen], energies[chosen]
+        converged = relaxed_energies(near, potential, journal, config, on_progress)
         if trusted is None:  # a known crystal does not fall so far
-            relaxed = np.where(energies - relaxed > _HOLE, np.nan, relaxed)
-        energies = np.fmin(energies, relaxed)  # the one that is a number
+            relaxed = np.where(before - converged > _HOLE, np.nan, converged)
+        else:
+            relaxed = without_holes(near, converged, info, trusted)
+        energies = energies.copy()
+        energies[chosen] = np.fmin(before, relaxed)  # the one that is a number
         header["relaxed_up_to_above_hull"] = f"{relax_within:g} eV/atom"
         header["relaxed"] = str(int(np.isfinite(relaxed).sum()))
         header["not_converged"] = str(len(chosen) - int(np.isfinite(converged).sum()))

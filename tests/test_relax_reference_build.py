@@ -133,6 +133,21 @@ def test_a_journal_of_something_else_is_refused(tmp_path, toy, content):
         Journal(tmp_path / "energies", toy.info, HERE)
 
 
+def test_a_file_that_is_refused_stays_as_it_is(tmp_path, toy):
+    file = tmp_path / "energies"
+    for content in ("somebody's notes", "somebody's\nnotes"):
+        file.write_text(content)
+        with pytest.raises(RelaxError, match="no energies of an earlier build"):
+            Journal(file, toy.info, HERE)
+        assert file.read_text() == content
+
+
+def test_an_energy_of_zero_is_an_energy(tmp_path, toy, journal, monkeypatch):
+    monkeypatch.setattr(type(toy), "energies_per_atom", lambda self, them: np.zeros(len(them)))
+    reference = build_reference(CRYSTALS[:5], "toy", journal, HERE)
+    assert reference.energies.tolist() == [0, 0, 0] and reference.header["without_energy"] == "0"
+
+
 def test_energies_of_other_settings_are_not_taken(tmp_path, toy, journal):
     build_reference(CRYSTALS, "toy", journal, HERE)
     with pytest.raises(RelaxError, match=r"made with toy float64 .* fmax 0.05 steps 500"):
@@ -156,8 +171,9 @@ def test_a_journal_that_was_cut_in_its_first_line_begins_anew(tmp_path, toy, con
     journal = Journal(tmp_path / "energies", toy.info, HERE)
     build_reference(CRYSTALS, "toy", journal, HERE)
     again = Journal(tmp_path / "energies", toy.info, HERE)
-    assert again.energy(CRYSTALS[0], "as_it_is") is not None
-    assert again.energy(CRYSTALS[5], "as_it_is") is None  # it had none: tried again next time
+    known = again.energies(CRYSTALS, "as_it_is")
+    assert np.isfinite(known[0])
+    assert np.isnan(known[5])  # it had none: tried again next time
 
 
 def test_without_a_trusted_hull_a_fall_too_far_is_not_believed(tmp_path, toy, journal, monkeypatch):
