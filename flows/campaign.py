@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import cluster, progress, tasks
+from flows import cluster, progress, stage_relax, tasks
 from flows.settings import CampaignConfig
 
 
@@ -36,10 +36,11 @@ def discover(config: CampaignConfig) -> int:
 def _campaign(config: CampaignConfig) -> int:
     campaign = tasks.start(config)
     progress.current().stage("generate", config.n)
-    for number in range(config.number_of_batches):
-        tasks.generate(config, campaign, number)
-    tasks.rank(config, campaign)
-    _relax(config, campaign)
+    with stage_relax.workers_start(config):
+        for number in range(config.number_of_batches):
+            tasks.generate(config, campaign, number)
+        tasks.rank(config, campaign)
+        _relax(config, campaign)
     tasks.screen(config, campaign)
     if config.judge is not None:
         tasks.judge(config, campaign)

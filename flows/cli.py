@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.warnoptions:  # the libraries' warnings are for developers
         warnings.simplefilter("ignore")
         os.environ["PYTHONWARNINGS"] = "ignore"
-    sys.exit(run(arguments))
+    code = run(arguments)
+    gc.freeze()  # else Python looks through all of torch once more before it ends: a second
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

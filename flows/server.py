@@ -2,7 +2,9 @@
 
 Prefect can start one itself, but only at the first flow run, and a killed command leaves it
 running for ever. Here it starts while the command still imports torch, and ends with its parent.
-Its database is its own, so that commands at the same time do not disturb each other.
+Its database is its own, so that commands at the same time do not disturb each other, and a copy of
+an empty one that was kept in the user's cache: making its tables takes three times as long as all
+else. It ends with the command, so that nothing is recorded that is only for Prefect's page.
 Run as `python -m flows.server FD PARENT_PID FOLDER` it is that server.
 """
 
@@ -30,6 +32,15 @@ _ENVIRONMENT = {
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_CLI_COLORS": "false",
 }
+_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"  # the user's, where it is set
+_OWN_DATABASE = {
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    # Where the database is SQLite, it and the requests lock each other out: a request then waits
+    # for two seconds before it is sent again.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+}
 _TIMEOUT_SECONDS = 300.0
 
 
@@ -46,7 +57,7 @@ class TemporaryServer:
         """Start the process; it answers some seconds later."""
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8")
         self.folder = tempfile.TemporaryDirectory(prefix="symmbfn-", ignore_cleanup_errors=True)
-        database = f"sqlite+aiosqlite:///{self.folder.name}/prefect.db"
+        own = _OWN_DATABASE | {_DATABASE: f"sqlite+aiosqlite:///{self.folder.name}/prefect.db"}
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(128)
@@ -59,7 +70,7 @@ class TemporaryServer:
                 ],
                 pass_fds=[descriptor],
                 env={
-                    "PREFECT_API_DATABASE_CONNECTION_URL": database,  # unless the user has another
+                    **({} if os.environ.get(_DATABASE) else own),
                     **os.environ,
                     "PREFECT_HOME": self.folder.name,  # the user's is shared by other commands
                     "PREFECT_UI_ENABLED": "false",
@@ -150,6 +161,9 @@ def _serve(descriptor: int, parent: int, folder: str) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    database = Path(folder) / "prefect.db"
+    if os.environ.get(_DATABASE, "").endswith(str(database)):
+        _make_tables(database)
     app = create_app(ephemeral=True)
     server = uvicorn.Server(uvicorn.Config(app, fd=descriptor, log_level="error", lifespan="on"))
 
@@ -165,6 +179,32 @@ def _serve(descriptor: int, parent: int, folder: str) -> None:
         server.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # a killed parent cannot
+
+
+def _make_tables(database: Path) -> None:
+    """Copy a database that was kept with this release's tables, or make them and keep a copy."""
+    import asyncio
+
+    import prefect
+    from prefect.server.database import provide_database_interface
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "symmbfn"
+    kept = cache / f"prefect-{prefect.__version__}.db"
+    with suppress(OSError):
+        shutil.copyfile(kept, database)
+        return
+
+    async def make() -> None:
+        interface = provide_database_interface()
+        await interface.create_db()
+        await (await interface.engine()).dispose()
+
+    asyncio.run(make())
+    with suppress(OSError):  # a home that is full or read-only; there will be another start
+        cache.mkdir(parents=True, exist_ok=True)
+        whole = kept.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(database, whole)
+        os.replace(whole, kept)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,15 @@ class _Work:
         return queries.unfinished(
             session, self.campaign_id, self.potential_id, self.settings, self.budget
         )
+
+
+def workers_start(config: CampaignConfig) -> AbstractContextManager[None]:
+    """Start the processes that rank and relax, while crystals are still drawn within the block."""
+    from relax.optimize import standing_by
+
+    if config.dask is not None:  # they are on other machines
+        return nullcontext()
+    return standing_by(config.potential, relax_config(config))
 
 
 def relax_pending(config: CampaignConfig, campaign_id: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -205,14 +206,12 @@ def relax_iter(
         Job(index, structure, limit_of(structure) if limit_of else np.inf)
         for index, structure in enumerate(structures)
     )
-    here = isinstance(potential, Potential) or python_of(potential) is None
-    at_once = config.at_once or (None if config.on_cpu else _IN_STEP)
-    if here and at_once is not None:
-        check_device(config.device)
-        loaded = _loaded(potential, config)
-        yield from relax_in_step(jobs, loaded, config, at_once)
-        return
-    if isinstance(potential, Potential) or (here and config.workers == 0):
+    if isinstance(potential, Potential) or not _in_processes(potential, config):
+        at_once = _at_once(config)
+        if at_once is not None:
+            check_device(config.device)
+            yield from relax_in_step(jobs, _loaded(potential, config), config, at_once)
+            return
         loaded = _loaded(potential, config)
         for job in jobs:
             yield job.index, relax_one(job.structure, loaded, config, job.limit)
@@ -223,6 +222,33 @@ def relax_iter(
         most = max(len(structures), 1)
         config = replace(config, workers=min(number_of_workers(config), most))
     yield from run_in_workers(jobs, potential, config)
+
+
+def standing_by(potential: str, config: RelaxConfig) -> AbstractContextManager[None]:
+    """Start now the processes that `relax_iter` will want, and keep them within the block.
+
+    They load the potential, which takes seconds, while this process does something else; nothing
+    is started where relaxations do not need processes.
+
+    Args:
+        potential: As for `relax_iter`.
+        config: Settings; those of the relaxations within the block may differ in all but `device`.
+    """
+    from relax.workers import crew
+
+    return crew(potential, config) if _in_processes(potential, config) else nullcontext()
+
+
+def _in_processes(potential: str, config: RelaxConfig) -> bool:
+    """Whether processes of their own relax one structure after the other."""
+    if python_of(potential) is not None:
+        return True
+    return _at_once(config) is None and config.workers != 0
+
+
+def _at_once(config: RelaxConfig) -> int | None:
+    """How many structures are relaxed in step; None: one by one."""
+    return config.at_once or (None if config.on_cpu else _IN_STEP)
 
 
 def check_device(device: str) -> None:

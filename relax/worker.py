@@ -10,22 +10,23 @@ from multiprocessing.connection import Connection
 def main(pipe: Connection) -> None:
     """Load a potential, then relax structures until the pipe is closed.
 
-    Receives (potential, RelaxConfig) and then (structure, limit) again and again; sends None when
-    it is ready (or the RelaxError that kept it from it) and then one RelaxResult for each.
+    Receives (potential, device) and then (structure, RelaxConfig, limit) again and again; sends
+    None when it is ready (or the RelaxError that kept it from it) and then one RelaxResult for
+    each.
     """
     from relax.errors import RelaxError
     from relax.potentials import load
     from relax.relaxation import relax_one
 
-    name, config = pipe.recv()
+    name, device = pipe.recv()
     try:
-        potential = load(name, device=config.device)
+        potential = load(name, device=device)
     except RelaxError as error:
         pipe.send(error)
         return
     pipe.send(None)
     while True:
-        structure, limit = pipe.recv()
+        structure, config, limit = pipe.recv()
         pipe.send(relax_one(structure, potential, config, limit))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import Pipe
@@ -38,6 +39,7 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     pipe: Connection
+    loads: tuple[str, str]  # the potential, and its device
     ready: bool = False  # it has loaded the potential
     index: int | None = None
     since: float = 0.0  # when it got its structure, on the monotonic clock
@@ -47,6 +49,53 @@ class _Worker:
         self.pipe.close()
         self.process.kill()
         self.process.wait()
+
+
+class _Crew:
+    """Processes with one potential on one device, kept while they have nothing to do."""
+
+    def __init__(self, potential: str, config: RelaxConfig) -> None:
+        """Start as many as the settings mean."""
+        self._for = potential, config.device
+        self._idle = [_start(potential, config) for _ in range(number_of_workers(config))]
+
+    def take(self, potential: str, config: RelaxConfig) -> list[_Worker]:
+        """Hand over those that can work with these settings, at most as many as these mean."""
+        if self._for != (potential, config.device):
+            return []
+        alive = [worker for worker in self._idle if worker.process.poll() is None]
+        taken, self._idle = alive[: number_of_workers(config)], alive[number_of_workers(config) :]
+        return taken
+
+    def keep(self, worker: _Worker) -> bool:
+        """Take one back, unless it is of another potential or device."""
+        if worker.loads != self._for:
+            return False
+        self._idle.append(worker)
+        return True
+
+    def stop(self) -> None:
+        """End those that are idle."""
+        for worker in self._idle:
+            worker.stop()
+
+
+_CREW: ContextVar[_Crew | None] = ContextVar("crew", default=None)
+
+
+@contextmanager
+def crew(potential: str, config: RelaxConfig) -> Iterator[None]:
+    """Start worker processes now, and keep them from one use to the next within the block.
+
+    They load the potential, which takes seconds, while this process does something else.
+    """
+    workers = _Crew(potential, config)
+    token = _CREW.set(workers)
+    try:
+        yield
+    finally:
+        _CREW.reset(token)
+        workers.stop()
 
 
 @dataclass(frozen=True)
@@ -63,8 +112,7 @@ def run_in_workers(
     """Relax structures in processes of their own.
 
     Args:
-        jobs: The next one is drawn when a process is free for it, none
-            after the first end.
+        jobs: The next one is drawn when a process is free for it, none after the first end.
         potential: A name or path as for `relax.potentials.load`.
         config: Settings.
 
@@ -79,10 +127,14 @@ def run_in_workers(
         return
     waiting = _Waiting(chain([first], jobs))
     info = find(potential)
-    workers: list[_Worker] = []
+    kept = _CREW.get()
+    workers = kept.take(potential, config) if kept else []
     end = "it could not be started"
     try:
-        for _ in range(number_of_workers(config)):
+        for worker in workers:
+            if worker.ready:
+                _assign(worker, waiting.draw(), config)
+        for _ in range(number_of_workers(config) - len(workers)):
             workers.append(_start(potential, config))
         while not waiting.ended or any(worker.index is not None for worker in workers):
             if not workers:
@@ -94,7 +146,7 @@ def run_in_workers(
                     continue
                 index, result, end = worker.index, news.result, news.end or end
                 if news.end is None:
-                    _assign(worker, waiting.draw())
+                    _assign(worker, waiting.draw(), config)
                 else:
                     worker.stop()
                     workers.remove(worker)
@@ -105,7 +157,8 @@ def run_in_workers(
                     yield index, result or never_started(info, Status.FAILED, "no result")
     finally:
         for worker in workers:
-            worker.stop()
+            if worker.index is not None or not (kept and kept.keep(worker)):
+                worker.stop()
 
 
 def number_of_workers(config: RelaxConfig) -> int:
@@ -165,17 +218,17 @@ def _start(potential: str, config: RelaxConfig) -> _Worker:
         stdout=subprocess.DEVNULL,
     )
     theirs.close()
-    ours.send((potential, config))
-    return _Worker(process, ours)
+    ours.send((potential, config.device))
+    return _Worker(process, ours, (potential, config.device))
 
 
-def _assign(worker: _Worker, job: Job | None) -> None:
+def _assign(worker: _Worker, job: Job | None, config: RelaxConfig) -> None:
     """Give the worker its next structure; one without work stays idle until all is done."""
     worker.index = None if job is None else job.index
     worker.since = time.monotonic()
     if job is not None:
-        with contextlib.suppress(OSError):  # has it just died, its closed pipe is noticed next
-            worker.pipe.send((job.structure, job.limit))
+        with suppress(OSError):  # has it just died, its closed pipe is noticed next
+            worker.pipe.send((job.structure, config, job.limit))
 
 
 def _patience(workers: list[_Worker], config: RelaxConfig) -> float | None:

@@ -98,13 +98,14 @@ def tiny_checkpoint(folder: Path, properties: tuple[str, ...] = PROPERTIES) -> P
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The environment of a command that writes nothing outside of `home`."""
+    """The environment of a command that writes nothing outside of `home` but its cache."""
     names = ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
     # OPENBLAS_*: relaxations from wild starts amplify the last bit, so the kernels must be the same
     kept = {k: v for k, v in os.environ.items() if k in names or k.startswith("OPENBLAS_")}
     return {
         **kept,
         "HOME": str(home),
+        "XDG_CACHE_HOME": str(home.parent / "cache"),  # Prefect's tables are made once, not often
         "PREFECT_HOME": str(home / "prefect"),
         "OMP_NUM_THREADS": "1",
     }

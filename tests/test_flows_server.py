@@ -6,11 +6,12 @@ import base64
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 PREFECT_YAML = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
 
 PROGRAM = """
-import sys, time
+import time
 from flows import server
 server.set_environment()
 one = server.TemporaryServer()
@@ -102,6 +103,36 @@ def test_the_page_shows_the_funnel_the_best_and_a_picture_that_needs_no_other_fi
     drawn = ElementTree.fromstring(base64.b64decode(data))
     assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
     assert ".metastable { fill" in (drawn[0].text or "")
+
+
+TABLES = """
+import sqlite3
+from flows import server
+server.set_environment()
+one = server.TemporaryServer()
+one.wait()
+rows = sqlite3.connect(one.folder.name + "/prefect.db").execute("SELECT name FROM flow").fetchall()
+print(*(name for name, in rows))
+one.stop()
+"""
+
+
+def test_its_tables_are_made_once_and_kept(tmp_path: Path) -> None:
+    env = environment(tmp_path) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def flows_there() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", TABLES], env=env, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert flows_there() == ""
+    (kept,) = (tmp_path / "cache" / "symmbfn").iterdir()
+    with closing(sqlite3.connect(kept)) as database, database:
+        database.execute("INSERT INTO flow (name) VALUES ('seen')")
+    assert flows_there() == "seen"
+    kept.unlink()
+    kept.parent.chmod(0o500)  # to the superuser it is not closed
+    assert flows_there() == ""
 
 
 @contextmanager

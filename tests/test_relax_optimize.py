@@ -1,13 +1,15 @@
 """Relaxation: every structure gets a result, whatever becomes of it or of its process."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from relax import potentials
+from relax import potentials, workers
 from relax.cell_filter import CellAndAtoms
 from relax.errors import RelaxError
-from relax.optimize import RelaxConfig, Status, relax, relax_iter
+from relax.optimize import RelaxConfig, Status, relax, relax_iter, standing_by
 from relax.relaxation import _Ended, _Run, to_atoms
 from relax.symmetrize import symmetrized
 from relax.symmetry import dataset
@@ -232,6 +234,28 @@ def test_workers_do_as_the_calling_process_does(toy):
     assert next(some)[0] in range(3)
     some.close()  # ends the worker, too
     assert relax([], toy) == []
+
+
+def test_processes_that_stand_by_are_used_again_and_those_that_died_replaced(toy, monkeypatch):
+    started, start = [], workers._start
+    monkeypatch.setattr(workers, "_start", lambda *to: started.append(start(*to)) or started[-1])
+    config = RelaxConfig(workers=1)
+    argon = [fcc("Ar", 5.1)]
+    with standing_by(toy, config):
+        (first,) = relax(argon, toy, config)
+        (looked_at,) = relax(argon, toy, replace(config, max_steps=0))
+        assert (first.status, looked_at.status, len(started)) == ("converged", "step_limit", 1)
+        started[0].process.kill()
+        started[0].process.wait()
+        (again,) = relax(argon, toy, config)
+        assert again.energy_per_atom == first.energy_per_atom and len(started) == 2
+        (lost,) = relax([fcc("Xe")], toy, config)  # which takes its process with it
+        (again,) = relax(argon, toy, config)
+        assert (lost.status, again.status, len(started)) == ("failed", "converged", 3)
+    assert all(one.process.poll() is not None for one in started)
+    for in_this_process in (RelaxConfig(workers=0), RelaxConfig(at_once=2)):
+        with standing_by(toy, in_this_process):
+            assert len(started) == 3
 
 
 def test_a_potential_that_cannot_be_loaded_is_an_error_not_a_loss(toy):
