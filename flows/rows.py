@@ -112,6 +112,8 @@ def judge_row(
 ) -> queries.Judge:
     """Find or store what second opinions of a campaign rest on."""
     settings = relax_settings(config)
+    for name in ("hopeless", "hopeless_above"):  # a judge gives nothing up
+        settings.pop(name, None)
     return queries.Judge(
         potential_id=potential_row(session, potential).id,
         hull_id=hull_row(session, hull).id,

@@ -16,6 +16,7 @@ from relax.formulas import reduced_formula
 from relax.reference_file import (
     TOTAL,
     ReferenceEnergies,
+    lowest_energies,
     parse_formula,
     read_reference,
     reference_of_rows,
@@ -155,12 +156,8 @@ def _lowest(reference: ReferenceEnergies) -> ReferenceEnergies:
     """Keep the lowest energy of each composition, under its reduced formula."""
     from pymatgen.core import Composition
 
-    best: dict[str, tuple[float, int]] = {}
-    for row, (given, energy) in enumerate(zip(reference.formulas, reference.energies, strict=True)):
-        formula = reduced_formula(Composition(given))
-        lowest, count = best.get(formula, (math.inf, 0))
-        more = reference.counts[row] if reference.counts else 1
-        best[formula] = (min(lowest, float(energy)), count + more)
+    reduced = [reduced_formula(Composition(formula)) for formula in reference.formulas]
+    best = lowest_energies(reduced, reference.energies, reference.counts)
     return ReferenceEnergies(
         formulas=tuple(sorted(best)),
         amounts=tuple(parse_formula(formula) for formula in sorted(best)),

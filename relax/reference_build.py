@@ -22,7 +22,7 @@ from relax.formulas import reduced_formula
 from relax.hull import Hull
 from relax.optimize import PROTOCOL, RelaxConfig, Status, relax_iter
 from relax.potentials import PotentialInfo, find, load
-from relax.reference_file import TOTAL, ReferenceEnergies, parse_formula
+from relax.reference_file import TOTAL, ReferenceEnergies, lowest_energies, parse_formula
 from relax.workers import number_of_workers
 
 if TYPE_CHECKING:
@@ -207,11 +207,9 @@ def without_holes(
     compositions = [one.composition for one in structures]
     formation = trusted.formation_energy_per_atom(compositions, energies, potential, structures)
     above = trusted.energy_above_hull(compositions, formation)
-    lowest: dict[str, float] = {}
-    for parts, energy in zip(trusted.reference.amounts, trusted.formation_energies, strict=True):
-        formula = reduced_formula(Composition(parts))
-        lowest[formula] = min(float(energy), lowest.get(formula, math.inf))
-    same = np.array([lowest.get(reduced_formula(one), math.nan) for one in compositions])
+    known = (reduced_formula(Composition(parts)) for parts in trusted.reference.amounts)
+    lowest = lowest_energies(known, trusted.formation_energies)
+    same = np.array([lowest.get(reduced_formula(one), (math.nan, 0))[0] for one in compositions])
     return np.where((above <= -_HOLE) | (formation - same <= -_HOLE), np.nan, energies)
 
 
@@ -232,12 +230,7 @@ def reference_of(
     Raises:
         RelaxError: Nothing is left.
     """
-    best: dict[str, tuple[float, int]] = {}
-    for structure, energy in zip(structures, energies, strict=True):
-        if math.isfinite(energy):
-            formula = reduced_formula(structure.composition)
-            lowest, count = best.get(formula, (math.inf, 0))
-            best[formula] = (min(lowest, float(energy)), count + 1)
+    best = lowest_energies((reduced_formula(one.composition) for one in structures), energies)
     parsed = {formula: parse_formula(formula) for formula in best}
     terminals = {next(iter(parts)): best[f][0] for f, parts in parsed.items() if len(parts) == 1}
     kept = sorted(formula for formula, parts in parsed.items() if parts.keys() <= terminals.keys())
