@@ -2,7 +2,7 @@
 
     python -m benchmarks.workers scaling -n 48            # `symmbfn work` once, then twice at once
     python -m benchmarks.workers scaling -n 48 --server postgresql://user@host/name
-    python -m benchmarks.workers overhead -n 64           # a campaign, and the same science bare
+    python -m benchmarks.workers overhead -n 64           # a campaign beside `benchmarks.bare`
 
 On an idle machine, with OMP_NUM_THREADS=1.
 """
@@ -32,7 +32,7 @@ SYMMBFN = [sys.executable, "-m", "flows.cli"]
 def main() -> None:
     """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["scaling", "overhead", "bare"])
+    parser.add_argument("what", choices=["scaling", "overhead"])
     parser.add_argument("-n", type=int, default=48, help="crystals")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
@@ -40,8 +40,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "scaling":
         scaling(arguments.n, arguments.seed, arguments.processes, arguments.server)
-    elif arguments.what == "bare":
-        bare(arguments.n, arguments.seed, arguments.processes[0])
     else:
         overhead(arguments.n, arguments.seed, arguments.processes, arguments.server)
 
@@ -98,8 +96,8 @@ def overhead(n: int, seed: int, processes: list[int], server: str | None) -> Non
                 relax = (session.scalar(select(func.sum(Relaxation.seconds))) or 0.0) / count
                 judged = list(session.scalars(select(Stability.created_at)))
         judge = (max(judged) - min(judged)).total_seconds() if judged else 0.0
-        script = [sys.executable, "-m", "benchmarks.workers", "bare"]
-        alone = _seconds([*script, *options, "--processes", str(count)])
+        script = [sys.executable, "-m", "benchmarks.bare"]
+        alone = _seconds([*script, *options, "--workers", str(count)])
         print(
             f"{count:9d}{wall:12.1f}{alone:8.1f}{wall / alone - 1:10.1%}"
             f"{draw:8.1f}{relax:9.1f}{judge:9.1f}",
@@ -111,28 +109,6 @@ def _seconds(command: list[str]) -> float:
     began = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.monotonic() - began
-
-
-def bare(n: int, seed: int, workers: int) -> None:
-    """Do what a campaign does to crystals, without database, Prefect and command line."""
-    from flows import inputs
-    from flows.evaluation import Named, judge
-    from symmbfn.known_sites import known_sites
-    from symmbfn.sample import sample
-
-    config = CampaignConfig(n=n, seed=seed, batch_size=n, workers=workers)
-    inputs.check(config)
-    crystals = sample(
-        config.checkpoint,
-        n,
-        seed=config.batch_seed(0),
-        steps=config.steps,
-        proposals=config.proposals,
-        avoid=known_sites(config.reference),
-    )
-    named = [Named(str(number), one.to_structure()) for number, one in enumerate(crystals)]
-    judged = judge(config, named, stability=True)
-    print(sum(one.is_metastable for one in judged), "metastable of", len(judged))
 
 
 if __name__ == "__main__":

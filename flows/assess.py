@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flows import inputs
@@ -94,7 +94,8 @@ def opinions(
         comparable = True
     except RelaxError:  # the first potential's energies have no place on the judge's hull
         comparable = False
-    relaxing = relax_iter(structures, judge.potential, relax_config(config))
+    to_the_end = replace(relax_config(config), hopeless=None)
+    relaxing = relax_iter(structures, judge.potential, to_the_end)
     with closing(relaxing) as results:
         for index, result in results:
             formation, above, reason = math.nan, math.nan, result.reason or None

@@ -36,7 +36,7 @@ def discover(config: CampaignConfig) -> int:
 def _campaign(config: CampaignConfig) -> int:
     campaign = tasks.start(config)
     progress.current().stage("generate", config.n)
-    with stage_relax.workers_start(config):
+    with stage_relax.standing_by(config, campaign):
         for number in range(config.number_of_batches):
             tasks.generate(config, campaign, number)
         tasks.rank(config, campaign)

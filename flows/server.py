@@ -3,9 +3,10 @@
 Prefect can start one itself, but only at the first flow run, and a killed command leaves it
 running for ever. Here it starts while the command still imports torch, and ends with its parent.
 Its database is its own, so that commands at the same time do not disturb each other, and a copy of
-an empty one that was kept in the user's cache: making its tables takes three times as long as all
-else. It ends with the command, so that nothing is recorded that is only for Prefect's page.
-Run as `python -m flows.server FD PARENT_PID FOLDER` it is that server.
+an empty one in the user's cache: making the tables takes twice as long as all else. It ends with
+the command, so it keeps no record of tasks and events. Where the user names a database of
+Prefect's, that one is used, and all is recorded.
+Run as `python -m flows.server FD PARENT_PID FOLDER [DATABASE]` it is that server.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from flows.errors import ConfigError
@@ -32,8 +34,11 @@ _ENVIRONMENT = {
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_CLI_COLORS": "false",
 }
-_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"  # the user's, where it is set
-_OWN_DATABASE = {
+_DATABASE, _OLD_NAME = (
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+)
+_UNRECORDED = {
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
     # Where the database is SQLite, it and the requests lock each other out: a request then waits
@@ -57,7 +62,8 @@ class TemporaryServer:
         """Start the process; it answers some seconds later."""
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8")
         self.folder = tempfile.TemporaryDirectory(prefix="symmbfn-", ignore_cleanup_errors=True)
-        own = _OWN_DATABASE | {_DATABASE: f"sqlite+aiosqlite:///{self.folder.name}/prefect.db"}
+        theirs = os.environ.get(_DATABASE) or os.environ.get(_OLD_NAME)
+        own = None if theirs else f"{self.folder.name}/prefect.db"
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(128)
@@ -67,11 +73,13 @@ class TemporaryServer:
                 [
                     *(sys.executable, "-m", "flows.server"),
                     *(str(descriptor), str(os.getpid()), self.folder.name),
+                    *([own] if own else []),
                 ],
                 pass_fds=[descriptor],
                 env={
-                    **({} if os.environ.get(_DATABASE) else own),
+                    **(_UNRECORDED if own else {}),
                     **os.environ,
+                    **({_DATABASE: f"sqlite+aiosqlite:///{own}"} if own else {}),
                     "PREFECT_HOME": self.folder.name,  # the user's is shared by other commands
                     "PREFECT_UI_ENABLED": "false",
                 },
@@ -107,7 +115,7 @@ class TemporaryServer:
         )
 
     def stop(self) -> None:
-        """Ask the server to end; one that is still making its tables finishes that first."""
+        """Ask the server to end, and wait for it."""
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
@@ -156,14 +164,20 @@ def ready(server: TemporaryServer | None) -> Iterator[None]:
         yield
 
 
-def _serve(descriptor: int, parent: int, folder: str) -> None:
-    """Serve on an inherited socket until told to stop or left by the parent; remove `folder`."""
+def _serve(descriptor: int, parent: int, folder: str, own: str | None = None) -> None:
+    """Serve on an inherited socket until told to stop or left by the parent; remove `folder`.
+
+    Args:
+        descriptor: Of the socket.
+        parent: Process number.
+        folder: Prefect's home.
+        own: File of the database, to be made; None where it is the user's.
+    """
     import uvicorn
     from prefect.server.api.server import create_app
 
-    database = Path(folder) / "prefect.db"
-    if os.environ.get(_DATABASE, "").endswith(str(database)):
-        _make_tables(database)
+    if own is not None:
+        _make_database(Path(own))
     app = create_app(ephemeral=True)
     server = uvicorn.Server(uvicorn.Config(app, fd=descriptor, log_level="error", lifespan="on"))
 
@@ -181,8 +195,8 @@ def _serve(descriptor: int, parent: int, folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # a killed parent cannot
 
 
-def _make_tables(database: Path) -> None:
-    """Copy a database that was kept with this release's tables, or make them and keep a copy."""
+def _make_database(database: Path) -> None:
+    """Copy the database that was kept with this release's tables, or make one and keep a copy."""
     import asyncio
 
     import prefect
@@ -190,8 +204,7 @@ def _make_tables(database: Path) -> None:
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "symmbfn"
     kept = cache / f"prefect-{prefect.__version__}.db"
-    with suppress(OSError):
-        shutil.copyfile(kept, database)
+    if _copied(kept, database):
         return
 
     async def make() -> None:
@@ -202,10 +215,22 @@ def _make_tables(database: Path) -> None:
     asyncio.run(make())
     with suppress(OSError):  # a home that is full or read-only; there will be another start
         cache.mkdir(parents=True, exist_ok=True)
-        whole = kept.with_suffix(f".{os.getpid()}")
-        shutil.copyfile(database, whole)
-        os.replace(whole, kept)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".") as folder:
+            shutil.copyfile(database, Path(folder) / "whole")
+            os.replace(Path(folder) / "whole", kept)
+
+
+def _copied(kept: Path, database: Path) -> bool:
+    """Whether there was a good database to copy; no part of another is left."""
+    try:
+        shutil.copyfile(kept, database)
+        with closing(sqlite3.connect(database)) as connection:
+            (version,) = connection.execute("SELECT version_num FROM alembic_version")
+        return bool(version)
+    except (OSError, ValueError, sqlite3.Error):
+        database.unlink(missing_ok=True)
+        return False
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    _serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -59,13 +59,21 @@ class _Work:
         )
 
 
-def workers_start(config: CampaignConfig) -> AbstractContextManager[None]:
-    """Start the processes that rank and relax, while crystals are still drawn within the block."""
-    from relax.optimize import standing_by
+def standing_by(config: CampaignConfig, campaign_id: int) -> AbstractContextManager[None]:
+    """Start the processes that rank and relax, while crystals are still drawn within the block.
 
-    if config.dask is not None:  # they are on other machines
+    None where nothing is left to do, or where they are on other machines.
+    """
+    from relax import optimize
+
+    if config.dask is not None:
         return nullcontext()
-    return standing_by(config.potential, relax_config(config))
+    work = _work(config, campaign_id)
+    with work.database.session() as session:
+        drawn = len(queries.batch_numbers(session, campaign_id)) == config.number_of_batches
+        if drawn and not work.left(session):
+            return nullcontext()
+    return optimize.standing_by(config.potential, work.config)
 
 
 def relax_pending(config: CampaignConfig, campaign_id: int) -> None:

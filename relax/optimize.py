@@ -210,9 +210,10 @@ def relax_iter(
         at_once = _at_once(config)
         if at_once is not None:
             check_device(config.device)
-            yield from relax_in_step(jobs, _loaded(potential, config), config, at_once)
-            return
         loaded = _loaded(potential, config)
+        if at_once is not None:
+            yield from relax_in_step(jobs, loaded, config, at_once)
+            return
         for job in jobs:
             yield job.index, relax_one(job.structure, loaded, config, job.limit)
         return

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from relax.errors import RelaxError
-from relax.formulas import reduced_formula
+from relax.formulas import lowest_energies, reduced_formula
 from relax.reference_file import (
     TOTAL,
     ReferenceEnergies,
-    lowest_energies,
     parse_formula,
     read_reference,
     reference_of_rows,

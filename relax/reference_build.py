@@ -18,11 +18,11 @@ import numpy as np
 from pymatgen.core import Composition
 
 from relax.errors import RelaxError
-from relax.formulas import reduced_formula
+from relax.formulas import lowest_energies, reduced_formula
 from relax.hull import Hull
 from relax.optimize import PROTOCOL, RelaxConfig, Status, relax_iter
 from relax.potentials import PotentialInfo, find, load
-from relax.reference_file import TOTAL, ReferenceEnergies, lowest_energies, parse_formula
+from relax.reference_file import TOTAL, ReferenceEnergies, parse_formula
 from relax.workers import number_of_workers
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def without_holes(
     compositions = [one.composition for one in structures]
     formation = trusted.formation_energy_per_atom(compositions, energies, potential, structures)
     above = trusted.energy_above_hull(compositions, formation)
-    known = (reduced_formula(Composition(parts)) for parts in trusted.reference.amounts)
+    known = [reduced_formula(Composition(parts)) for parts in trusted.reference.amounts]
     lowest = lowest_energies(known, trusted.formation_energies)
     same = np.array([lowest.get(reduced_formula(one), (math.nan, 0))[0] for one in compositions])
     return np.where((above <= -_HOLE) | (formation - same <= -_HOLE), np.nan, energies)
@@ -230,7 +230,7 @@ def reference_of(
     Raises:
         RelaxError: Nothing is left.
     """
-    best = lowest_energies((reduced_formula(one.composition) for one in structures), energies)
+    best = lowest_energies([reduced_formula(one.composition) for one in structures], energies)
     parsed = {formula: parse_formula(formula) for formula in best}
     terminals = {next(iter(parts)): best[f][0] for f, parts in parsed.items() if len(parts) == 1}
     kept = sorted(formula for formula, parts in parsed.items() if parts.keys() <= terminals.keys())

@@ -18,7 +18,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,24 +59,6 @@ class ReferenceEnergies:
     elemental_energies: Mapping[str, float] | None
     header: Mapping[str, str] = field(default_factory=dict)
     counts: tuple[int, ...] | None = None
-
-
-def lowest_energies(
-    formulas: Iterable[str], energies: Iterable[float], counts: Iterable[int] | None = None
-) -> dict[str, tuple[float, int]]:
-    """Find the lowest energy of each formula, and of how many structures it is; NaN do not count.
-
-    Args:
-        formulas: Of N rows.
-        energies: Of the rows, eV/atom.
-        counts: How many structures each row stands for; None: one.
-    """
-    lowest: dict[str, tuple[float, int]] = {}
-    for formula, energy, count in zip(formulas, energies, counts or repeat(1), strict=False):
-        if math.isfinite(energy):
-            before, so_far = lowest.get(formula, (math.inf, 0))
-            lowest[formula] = min(before, float(energy)), so_far + count
-    return lowest
 
 
 def read_reference(

@@ -55,9 +55,12 @@ class _Crew:
     """Processes with one potential on one device, kept while they have nothing to do."""
 
     def __init__(self, potential: str, config: RelaxConfig) -> None:
-        """Start as many as the settings mean."""
-        self._for = potential, config.device
-        self._idle = [_start(potential, config) for _ in range(number_of_workers(config))]
+        """Start as many as the settings mean, or none: they start again where they are needed."""
+        self._for: tuple[str, str] | None = (potential, config.device)
+        self._idle: list[_Worker] = []
+        with suppress(OSError):
+            for _ in range(number_of_workers(config)):
+                self._idle.append(_start(potential, config.device))
 
     def take(self, potential: str, config: RelaxConfig) -> list[_Worker]:
         """Hand over those that can work with these settings, at most as many as these mean."""
@@ -68,14 +71,15 @@ class _Crew:
         return taken
 
     def keep(self, worker: _Worker) -> bool:
-        """Take one back, unless it is of another potential or device."""
+        """Take one back, unless it is of another potential or device, or all are stopped."""
         if worker.loads != self._for:
             return False
         self._idle.append(worker)
         return True
 
     def stop(self) -> None:
-        """End those that are idle."""
+        """End those that are idle, and take none back."""
+        self._for = None
         for worker in self._idle:
             worker.stop()
 
@@ -94,8 +98,8 @@ def crew(potential: str, config: RelaxConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        _CREW.reset(token)
         workers.stop()
+        _CREW.reset(token)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def run_in_workers(
             if worker.ready:
                 _assign(worker, waiting.draw(), config)
         for _ in range(number_of_workers(config) - len(workers)):
-            workers.append(_start(potential, config))
+            workers.append(_start(potential, config.device))
         while not waiting.ended or any(worker.index is not None for worker in workers):
             if not workers:
                 raise RelaxError(f"relaxation: no worker process could start: {end}")
@@ -151,7 +155,7 @@ def run_in_workers(
                     worker.stop()
                     workers.remove(worker)
                     if worker.ready and not waiting.ended:
-                        workers.append(_start(potential, config))
+                        workers.append(_start(potential, config.device))
                     result = never_started(info, Status.FAILED, news.end)
                 if index is not None:
                     yield index, result or never_started(info, Status.FAILED, "no result")
@@ -203,7 +207,7 @@ def _listen(worker: _Worker, config: RelaxConfig) -> _News | None:
     return None
 
 
-def _start(potential: str, config: RelaxConfig) -> _Worker:
+def _start(potential: str, device: str) -> _Worker:
     ours, theirs = Pipe()
     python = python_of(potential)
     environment = {**os.environ, **_ONE_THREAD}
@@ -218,8 +222,8 @@ def _start(potential: str, config: RelaxConfig) -> _Worker:
         stdout=subprocess.DEVNULL,
     )
     theirs.close()
-    ours.send((potential, config.device))
-    return _Worker(process, ours, (potential, config.device))
+    ours.send((potential, device))
+    return _Worker(process, ours, (potential, device))
 
 
 def _assign(worker: _Worker, job: Job | None, config: RelaxConfig) -> None:

@@ -57,6 +57,7 @@ from symmbfn.files import write_structures
 from tests.campaign_support import batch_row, drawn_campaign, relaxed_campaign
 from tests.flows_support import (
     KNOWN,
+    environment,
     relaxations,
     rocksalt,
     run_stages,
@@ -167,6 +168,39 @@ def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
         finished = [one.finished_at is not None for one in campaigns]
         assert finished == [True, False, False, True]
         assert queries.batch_numbers(session, 1) == {0}
+
+
+COUNTING = """
+import sys
+from flows.cli import run
+from relax import workers
+start = workers._start
+workers._start = lambda *to: print("a worker", to[0], flush=True) or start(*to)
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_the_same_processes_rank_and_relax_and_none_starts_for_what_is_done(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(
+        f'n = 4\nbatch_size = 2\nsteps = 3\nseed = 1\ncheckpoint = "{checkpoint}"\n'
+        f'reference = "{checkpoint / KNOWN}"\nworkers = 1\nrelaxation = {{ max_steps = 2 }}\n'
+        "funnel = { relax_budget = 2 }\n"
+    )
+
+    def started() -> int:
+        command = [sys.executable, "-c", COUNTING, "discover", str(file), "--db", url(tmp_path)]
+        done = subprocess.run(
+            command, env=environment(tmp_path), check=True, capture_output=True, text=True
+        )
+        return done.stdout.count("a worker chgnet")
+
+    assert started() == 1
+    with open_database(url(tmp_path)).session(write=False) as session:
+        assert len(session.scalars(select(Relaxation)).all()) == 2
+    assert started() == 0
 
 
 def killed_when(config: Any, ready: Callable[[Database], bool]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -118,7 +119,8 @@ one.stop()
 
 
 def test_its_tables_are_made_once_and_kept(tmp_path: Path) -> None:
-    env = environment(tmp_path) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    cache = tmp_path / "cache"
+    env = environment(tmp_path) | {"XDG_CACHE_HOME": str(cache)}
 
     def flows_there() -> str:
         return subprocess.run(
@@ -126,12 +128,15 @@ def test_its_tables_are_made_once_and_kept(tmp_path: Path) -> None:
         ).stdout.strip()
 
     assert flows_there() == ""
-    (kept,) = (tmp_path / "cache" / "symmbfn").iterdir()
+    (kept,) = (cache / "symmbfn").iterdir()
     with closing(sqlite3.connect(kept)) as database, database:
         database.execute("INSERT INTO flow (name) VALUES ('seen')")
     assert flows_there() == "seen"
-    kept.unlink()
-    kept.parent.chmod(0o500)  # to the superuser it is not closed
+    kept.write_bytes(b"no database")
+    assert flows_there() == ""
+    assert kept.read_bytes()[:6] == b"SQLite"
+    shutil.rmtree(cache)
+    cache.touch()  # no folder can be made there
     assert flows_there() == ""
 
 
