@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,18 @@ class Verdict(Tiered):
     is_novel: bool
     reason: str | None = None
     """Why it could not be judged, where that is not for want of known phases."""
+    hull_coverage: Mapping[str, Any] | None = None
+    """See `coverage`."""
+
+    @property
+    def is_sun(self) -> bool:
+        """Stable, unique and novel."""
+        return self.is_stable and self.is_unique and self.is_novel
+
+    @property
+    def is_msun(self) -> bool:
+        """Metastable, unique and novel."""
+        return self.is_metastable and self.is_unique and self.is_novel
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -120,6 +132,12 @@ def tier(energy_above_hull: float, thresholds: ThresholdSettings) -> str:
     if energy_above_hull <= thresholds.stable:
         return "stable"
     return "metastable" if energy_above_hull <= thresholds.metastable else "unstable"
+
+
+def coverage(hull: Hull, structure: Structure) -> dict[str, Any]:
+    """Tell how well a hull knows a crystal's elements, and what the crystal falls apart into."""
+    known = asdict(hull.coverage(structure.composition))
+    return {**known, "decomposition": hull.decomposition(structure.composition)}
 
 
 def place(
@@ -206,6 +224,7 @@ def assess(
                 verdict=tier(above, config.thresholds),
                 is_unique=int(firsts[index]) == index,
                 is_novel=bool(known.novel([structure])[0]),
+                hull_coverage=coverage(hull, structure),
             )
         except RelaxError:  # the settings are wrong, not the crystal
             raise

@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore")
         os.environ["PYTHONWARNINGS"] = "ignore"
     code = run(arguments)
-    gc.freeze()  # else Python looks through all of torch once more before it ends: a second
+    if "triton" not in sys.modules:  # which would then tell of leaks
+        gc.freeze()  # else Python looks through all of torch once more before it ends: a second
     sys.exit(code)
 
 

@@ -40,6 +40,26 @@ def fraction_interval(count: int, n: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
+@dataclass(frozen=True)
+class Share:
+    """How many of n have something, their share, and its 95 % interval."""
+
+    count: int
+    n: int
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, count: int, n: int) -> Share:
+        """Count `count` of `n`, at least one."""
+        return cls(count, n, count / n, *fraction_interval(count, n))
+
+    def __str__(self) -> str:
+        """Write it for people."""
+        return f"{self.count} of {self.n}, {self.share:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
 def difference_interval(before: tuple[int, int], after: tuple[int, int]) -> tuple[float, float]:
     """Newcombe's 95 % interval of how much a share has risen; each is a count, and of how many."""
     (old, old_low, old_high), (new, new_low, new_high) = (

@@ -1,9 +1,10 @@
-"""The recipe at the foot of a report: all that the figures rest on."""
+"""The recipe beside the figures of an evaluation: all that they rest on."""
 
 from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from flows import inputs
@@ -34,13 +35,29 @@ def recipe(
     else:
         facts["distributions and novelty against"] = _file(reference)
     if stability:
-        facts |= _stability(config)
+        facts |= {**_stability(config), "relaxation": _relaxation(config)}
+    return {**facts, "symmetry tolerance": "0.1 Å", **_program()}
+
+
+def screening_recipe(config: CampaignConfig) -> dict[str, str]:
+    """Name what verdicts on crystals as they are rest on."""
+    known = inputs.load_reference(config.reference)
+    novelty = {"novelty against": f"{known.name}, sha256 {known.sha256}"}
+    return {**_stability(config), **novelty, **_program()}
+
+
+def _program() -> dict[str, str]:
     return {
-        **facts,
-        "symmetry tolerance": "0.1 Å",
+        "same crystal": "as pymatgen's StructureMatcher at its default tolerances "
+        f"(relax.matching), pymatgen {version('pymatgen')}",
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "symmbfn": code_version(),
     }
+
+
+def _relaxation(config: CampaignConfig) -> str:
+    relaxation = config.relaxation
+    return f"forces below {relaxation.fmax} eV/Å, at most {relaxation.max_steps} steps"
 
 
 def _drawn(config: CampaignConfig) -> dict[str, str]:
@@ -59,12 +76,11 @@ def _drawn(config: CampaignConfig) -> dict[str, str]:
 
 def _stability(config: CampaignConfig) -> dict[str, str]:
     potential, hull, _ = inputs.check_stability(config)
-    relaxation, thresholds = config.relaxation, config.thresholds
+    thresholds = config.thresholds
     weights = f", weights sha256 {potential.weights_sha256}" if potential.weights_sha256 else ""
     return {
         "potential": f"{potential.name}, energy scheme {potential.energy_scheme}, "
         f"{potential.dtype}{weights}",
-        "relaxation": f"forces below {relaxation.fmax} eV/Å, at most {relaxation.max_steps} steps",
         "hull": f"{hull.name}, energy scheme {hull.energy_scheme}, sha256 {hull.sha256}",
         "thresholds": f"stable at or below {thresholds.stable} eV/atom above the hull, metastable "
         f"at or below {thresholds.metastable}; below {thresholds.suspect} set apart",

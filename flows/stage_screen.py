@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from db import models, queries
@@ -126,7 +126,7 @@ class _Judge:
             formation, above = assess.place(
                 self.hull, self.potential, one.structure, one.energy_per_atom
             )
-            coverage = asdict(self.hull.coverage(one.structure.composition))
+            coverage = assess.coverage(self.hull, one.structure)
             twins = (like.candidate_id for like in older if matches(like.structure, one.structure))
             twin = next(twins, None)
             known = self.known.knows([one.drawn, one.structure])

@@ -66,6 +66,24 @@ class Release:
 
 
 RELEASES = {
+    "mace-mp-0-small": Release(
+        "small",
+        "2023-12-10-mace-128-L0_energy_epoch-249.model",
+        "pbe-u-raw",
+        "2ddb079cee0e131eaaf6912ba581b394551ead283e95c99cfe78c605d10b5736",
+    ),
+    "mace-mp-0-medium": Release(
+        "medium",
+        "2023-12-03-mace-128-L1_epoch-199.model",
+        "pbe-u-raw",
+        "01bfe22100139f424713cf921144e5509cbe353d67aa9fa1be9c6e1e0ed35845",
+    ),
+    "mace-mp-0-large": Release(
+        "large",
+        "MACE_MPtrj_2022.9.model",
+        "pbe-u-raw",
+        "f80e992b65ab8f88fdf26964511357c022e92704e4d9bcd086652635a8495b32",
+    ),
     "mace-mp-0b-small": Release(
         "small-0b",
         "mace_agnesi_small.model",
@@ -289,6 +307,7 @@ def _source(name: str) -> Source:
         info=partial(_release_info, name),
         load=partial(_load_release, name),
         fetch=partial(_fetch_release, name),
+        alias=RELEASES[name].key,
     )
 
 

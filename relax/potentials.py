@@ -129,12 +129,14 @@ class Source:
         fetch: Gets its weights, or raises a RelaxError that says how; None where they ship.
         python: The interpreter of the environment that it needs, where that is another one; its
             relaxations run in worker processes of that interpreter.
+        alias: Another name, that of the weights in their own library.
     """
 
     info: Callable[[], PotentialInfo]
     load: Callable[[str, str], Potential]
     fetch: Callable[[], None] | None = None
     python: Path | None = None
+    alias: str = ""
 
 
 def list_potentials() -> list[PotentialInfo]:
@@ -197,7 +199,8 @@ def _located(name_or_path: str, energy_scheme: str | None) -> tuple[Source, str]
     name, at, dtype = name_or_path.rpartition("@")
     if not at or dtype not in _DTYPES:
         name, dtype = name_or_path, ""
-    source = _sources().get(name) or _file_source(name, energy_scheme)
+    named = _sources().get(name) or _aliases().get(name)
+    source = named or _file_source(name, energy_scheme)
     info = source.info()
     possible = info.dtypes or (info.dtype,)
     if dtype and dtype not in possible:
@@ -205,7 +208,7 @@ def _located(name_or_path: str, energy_scheme: str | None) -> tuple[Source, str]
             f"potential {name!r} computes in {' or '.join(possible)}, not {dtype}; "
             f"leave out @{dtype}"
         )
-    if name in _sources() and energy_scheme not in (None, info.energy_scheme):
+    if named and energy_scheme not in (None, info.energy_scheme):
         raise RelaxError(
             f"potential {name!r} gives energies of scheme {info.energy_scheme}, not "
             f"{energy_scheme}; leave the scheme out"
@@ -231,6 +234,10 @@ def _file_source(name_or_path: str, energy_scheme: str | None) -> Source:
         f"no potential {name_or_path!r}; there are {', '.join(_sources())}, or give the path of "
         "a file of MACE weights (.model), or of a TOML file that names an ASE calculator"
     )
+
+
+def _aliases() -> dict[str, Source]:
+    return {source.alias: source for source in _sources().values() if source.alias}
 
 
 @cache

@@ -14,8 +14,17 @@ from flows.settings import CampaignConfig
 from flows.stage_generate import Compared, examine, store
 
 
-def drawn_campaign(config: CampaignConfig, crystals: list[Structure], relaxed: bool) -> int:
-    """A campaign whose crystals were drawn, perhaps relaxed, each to itself, but not judged."""
+def drawn_campaign(
+    config: CampaignConfig, crystals: list[Structure], relaxed: bool, energy: float = -5.0
+) -> int:
+    """A campaign whose crystals were drawn, perhaps relaxed, each to itself, but not judged.
+
+    Args:
+        config: Its settings.
+        crystals: The crystals.
+        relaxed: Whether they are.
+        energy: Of those that are, eV/atom.
+    """
     potential, hull, known = check_stability(config)
     database = open_database(config.database)
     with database.session() as session:
@@ -41,7 +50,7 @@ def drawn_campaign(config: CampaignConfig, crystals: list[Structure], relaxed: b
                 settings=basis.relax_settings,
                 status="converged",
                 structure=session.get_one(Candidate, number).structure,
-                energy_per_atom=-5.0,
+                energy_per_atom=energy,
             )
             queries.record_relaxation(session, row, fence=0)
         return campaign.id

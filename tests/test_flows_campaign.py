@@ -6,10 +6,12 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +49,7 @@ from flows.stage_generate import (
 from flows.stage_rank import rank_pending
 from flows.stage_relax import Best, relax_pending
 from flows.stage_screen import screen_pending
+from flows.tasks import is_transient
 from relax import matching
 from relax.hull import Hull
 from relax.optimize import RelaxResult, Status
@@ -290,6 +293,43 @@ def test_who_knew_a_crystal_is_told(checkpoint: Path, tmp_path: Path) -> None:
     assert table["known_to"].tolist() == ["training, mp", ""]
     assert table["is_novel"].tolist() == [False, True]
     assert found["material_id"].tolist() == ["sbfn-1"]
+
+
+@pytest.mark.parametrize("energy", [-4.5, 8 * -3.4])  # a hole; a cell's energy taken for an atom's
+def test_what_lies_far_below_the_hull_is_set_apart(
+    checkpoint: Path, tmp_path: Path, energy: float
+) -> None:
+    config = tiny_config(checkpoint, url(tmp_path))
+    campaign = drawn_campaign(config, [rocksalt("Na", "Cl", 5.6)], True, energy)
+    screen_pending(config, campaign)
+    database = open_database(config.database)
+    with database.session(write=False) as session:
+        (verdict,) = session.scalars(select(Stability))
+        (state,) = session.scalars(select(Candidate.state))
+        assert verdict.energy_above_hull < -0.3 and verdict.verdict == "quarantined" == state
+        assert not (verdict.is_stable or verdict.is_metastable)
+        assert verdict.hull_coverage["decomposition"] == {"NaCl": 1}
+    counts = outcome(database, campaign).counts
+    assert (counts["stable"], counts["sun"], counts["msun"]) == (0, 0, 0)
+
+
+def test_a_database_that_stays_locked_is_told(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(checkpoint, url(tmp_path))
+    relaxed_campaign(config, [rocksalt("Na", "Cl", 5.6)])
+    monkeypatch.setattr("db.session.BUSY_SECONDS", 1)
+    database = open_database(config.database)
+    with closing(sqlite3.connect(tmp_path / "mine.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseError, match="locked") as told, database.session() as session:
+            batch_row(session, 1, 1)
+        with database.session(write=False) as session:
+            assert len(session.scalars(select(Relaxation)).all()) == 1
+    failed = SimpleNamespace(result=lambda raise_on_failure: told.value)
+    assert is_transient(None, None, failed)
+    failed = SimpleNamespace(result=lambda raise_on_failure: ConfigError("bad"))
+    assert not is_transient(None, None, failed)
 
 
 def test_others_may_write_while_crystals_are_compared(

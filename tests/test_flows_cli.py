@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from pymatgen.core import Lattice, Structure
@@ -318,3 +320,34 @@ def test_a_hull_is_built_from_the_command_line_and_tells_what_was_left_out(
     refused(build, place, capsys, "mine.csv")
     refused([*build[:-1], "a.csv", "--device", "cuda:99"], place, capsys, "'cuda:99' is not to be")
     refused([*build[:-1], "a.csv", "--trusted", "nothing"], place, capsys, "no hull 'nothing'")
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("unpickled"),)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hull", "import", "FILE", "--name", "mine"],
+        ["data", "import", "FILE", "--out", "mine.safetensors"],
+        ["evaluate", "FILE"],
+        ["screen", "FILE"],
+        ["screen", "salt.cif", "--reference", "FILE"],
+        ["discover", "--checkpoint", "FILE"],
+    ],
+)
+@pytest.mark.parametrize("file", ["bad.pkl", "bad.npz", "bad.json", "bad.safetensors"])
+def test_pickles_are_never_loaded(
+    arguments: list[str], file: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "salt.cif").write_text(rocksalt("Na", "Cl", 5.6).to(fmt="cif"))
+    if file == "bad.npz":
+        np.savez(place / file, hashes=np.array([Payload()], dtype=object))
+    else:
+        (place / file).write_bytes(pickle.dumps(Payload()))
+    refused([file if one == "FILE" else one for one in arguments], place, capsys, "bad.")
+    assert not (place / "unpickled").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from pymatgen.core.structure import Structure
@@ -71,7 +72,14 @@ def test_screen_takes_a_second_opinion(tmp_path: Path) -> None:
     (tmp_path / "salt.cif").write_text(rocksalt("Na", "Cl", 5.6).to(fmt="cif"))
     judge = ("--judge", "chgnet@float64", "--reference", "salt.cif")
     done = symmbfn("screen", "salt.cif", *judge, "--json", home=tmp_path)
-    (row,) = json.loads(done.stdout)
+    told = json.loads(done.stdout)
+    (row,) = told["crystals"]
+    assert row["hull_coverage"]["terminals"] and row["hull_coverage"]["decomposition"]
+    assert told["summary"]["novel"] == {"count": 0, "n": 1, "share": 0, "low": 0, "high": ANY}
+    assert told["summary"]["unique"]["count"] == 1
+    assert {"potential", "hull", "thresholds", "novelty against", "same crystal"} <= set(
+        told["recipe"]
+    )
     assert row["judge_energy_above_hull"] <= row["energy_above_hull"]  # it relaxes first
     assert row["judge_verdict"] == row["verdict"] and row["judge_reason"] is None
 
@@ -87,8 +95,9 @@ def test_the_spread_is_of_energies_on_one_hull(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     (tmp_path / "salt.cif").write_text(rocksalt("Na", "Cl", 5.69).to(fmt="cif"))
     given = ("screen", "salt.cif", "--judge", "chgnet@float64", "--reference", "salt.cif", "--json")
-    (one,) = json.loads(symmbfn(*given, home=tmp_path).stdout)
-    (other,) = json.loads(symmbfn(*given, "--judge-hull", "low", home=tmp_path).stdout)
+    (one,) = json.loads(symmbfn(*given, home=tmp_path).stdout)["crystals"]
+    lower = symmbfn(*given, "--judge-hull", "low", home=tmp_path)
+    (other,) = json.loads(lower.stdout)["crystals"]
     assert abs(one["judge_energy_above_hull"] - other["judge_energy_above_hull"]) > 0.3
     assert one["energy_above_hull_spread"] == pytest.approx(
         other["energy_above_hull_spread"], abs=1e-6

@@ -114,6 +114,21 @@ def test_fractions_are_of_all_crystals(page: Page) -> None:
     assert re.search(rf"novel {100 * (n - 3) / n:.1f} % .* {n - 3} of {n} ", page.text)
 
 
+def test_what_is_printed_has_intervals_and_what_they_rest_on(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "crystals.jsonl", "--reference", "known.extxyz"]
+    assert run([*arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    n = len(CRYSTALS) + 3
+    low, high = told["intervals"]["novelty"]
+    assert 0 < low < told["novelty"] == (n - 3) / n < high < 1
+    assert "sun" not in told["intervals"] and "potential" not in told["recipe"]
+    assert "StructureMatcher" in told["recipe"]["same crystal"]
+    assert run(arguments) == 0
+    assert f"{n - 3} of {n}, {(n - 3) / n:.1%} ({low:.1%} to {high:.1%})" in capsys.readouterr().out
+
+
 def test_every_crystal_has_its_row(page: Page) -> None:
     assert "two atoms are 0.20 Å apart" in page.text
     assert "the last KBr Fm3m 225 8 ✓ ✓ ✓ –" in page.text

@@ -102,11 +102,12 @@ def test_left_handed_cells_relax_to_the_same_crystal():
 
 def test_what_a_model_does_wrong_is_the_structures_outcome(toy):
     config = RelaxConfig(workers=0, max_volume_ratio=1.2)
-    raised, not_a_number, grown, fine = relax(
-        [fcc("He"), fcc("Ne"), fcc("Ar", 4.0), fcc("Ar")], toy, config
+    raised, not_a_number, infinite, grown, fine = relax(
+        [fcc("He"), fcc("Ne"), fcc("H"), fcc("Ar", 4.0), fcc("Ar")], toy, config
     )
     assert (raised.status, raised.reason) == (Status.FAILED, "RuntimeError: no helium, please")
     assert not_a_number.status == Status.NON_FINITE and not_a_number.structure is None
+    assert infinite.status == Status.NON_FINITE and infinite.energy_per_atom is None
     assert grown.status == Status.EXPLODED and "times the input's" in grown.reason
     assert grown.structure is not None
     assert fine.status == Status.CONVERGED

@@ -6,6 +6,7 @@ import sys
 import venv
 import warnings
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,6 +98,24 @@ def test_cached_weights_that_are_not_the_published_ones_are_refused(tmp_path, mo
     path.write_bytes(b"not the weights")
     with pytest.raises(RelaxError, match="is not mace-mpa-0-medium: its sha256 is"):
         potentials.load("mace-mpa-0-medium")
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_put_where(tmp_path, monkeypatch):
+    def offline(key):
+        raise OSError(f"no route to {key}\nat all")
+
+    foundations = SimpleNamespace(download_mace_mp_checkpoint=offline)
+    monkeypatch.setitem(sys.modules, "mace.calculators", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mace.calculators.foundations_models", foundations)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("mace-mp-0-medium", "medium"):  # the second is mace-torch's
+        with pytest.raises(RelaxError) as told:
+            potentials.find(name)
+        assert str(told.value) == (
+            "the weights of mace-mp-0-medium are not here and cannot be downloaded (OSError: no "
+            "route to medium); put 2023-12-03-mace-128-L1_epoch-199.model of its authors at "
+            f"{tmp_path}/mace/20231203mace128L1_epoch199model, or give its path as the potential"
+        )
 
 
 def test_a_package_adds_a_potential_by_an_entry_point(tmp_path, monkeypatch):
@@ -364,6 +383,8 @@ def test_mace_names_agree_with_its_package_and_leave_the_process_safe(tmp_path, 
         from mace.tools.utils import get_cache_dir
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
 
+    several_heads = {"mh-0", "mh-1"}  # of different energies; `unfit` refuses them
+    assert {release.key for release in RELEASES.values()} == mace_mp_urls.keys() - several_heads
     for release in RELEASES.values():
         assert mace_mp_urls[release.key].endswith(f"/{release.file}")
         assert release.path.parent == get_cache_dir()

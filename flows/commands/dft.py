@@ -87,8 +87,9 @@ def submit(
     policy: Annotated[
         Policy | None,
         typer.Option(
-            help="Most stable first, nearest to the threshold first, or suspects far below the "
-            "hull; only the first of each kind of crystal."
+            help="Most stable first, those first that two potentials differ most about (else those "
+            "nearest to the threshold), or suspects far below the hull; only the first of each "
+            "kind of crystal."
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Budget: at most so many crystals.")] = 10,

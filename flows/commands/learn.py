@@ -23,6 +23,11 @@ app = typer.Typer()
 data = typer.Typer(help="Training data: import and look at them.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+_FRACTIONS = (
+    *("structural_validity", "composition_validity", "uniqueness", "novelty"),
+    *("stable", "metastable", "sun", "msun"),
+)
+
 
 @app.command(epilog="Example: symmbfn train train.safetensors --out my-generator --minutes 120")
 def train(
@@ -183,7 +188,7 @@ def evaluate(
         },
     )
     stability = potential is not None
-    metrics = _evaluate(
+    metrics, recipe = _evaluate(
         config,
         Path(what),
         reference,
@@ -197,12 +202,20 @@ def evaluate(
     left_out += [] if coverage else ["coverage_recall", "coverage_precision"]
     for name in left_out:
         del found[name]
+    from flows.report_intervals import Share
+
+    shares = {
+        name: Share.of(round(value * metrics.n), metrics.n)
+        for name in _FRACTIONS
+        if isinstance(value := found.get(name), float)
+    }
     if report is not None:
         found["report"] = str(report)
     if as_json:
-        common.print_json(found)
+        intervals = {name: [share.low, share.high] for name, share in shares.items()}
+        common.print_json({**found, "intervals": intervals, "recipe": recipe})
     else:
-        common.print_facts(found)
+        common.print_facts({**found, **shares, **recipe})
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -236,9 +249,10 @@ def _evaluate(
     drawn: bool,
     stability: bool,
     with_coverage: bool,
-) -> Metrics:
+) -> tuple[Metrics, dict[str, str]]:
     from flows import inputs
     from flows.evaluation import cover, judge, measure
+    from flows.report_recipe import recipe
 
     with common.terminal_progress() as progress:
         progress.stage("start", None)
@@ -253,10 +267,10 @@ def _evaluate(
         summary = mp20_test() if known is None else summarise(known)
         covered = cover(judged, known) if with_coverage and known is not None else None
         metrics = measure(judged, summary, stability=stability, coverage=covered)
+        rests_on = recipe(config, what, reference, drawn=drawn, stability=stability)
         if report is not None:
             progress.stage("report", None)
             from flows.report import Report, render
-            from flows.report_recipe import recipe
 
             page = Report(
                 title=what.name,
@@ -265,10 +279,10 @@ def _evaluate(
                 reference=summary,
                 reference_name="MP-20 test" if reference is None else reference.name,
                 thresholds=config.thresholds,
-                recipe=recipe(config, what, reference, drawn=drawn, stability=stability),
+                recipe=rests_on,
             )
             common.write_text(report, render(page))
-        return metrics
+        return metrics, rests_on
 
 
 def _draw(config: CampaignConfig, progress: TerminalProgress) -> list[Named]:

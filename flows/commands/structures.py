@@ -218,16 +218,23 @@ def screen(
         given = common.readable(file)
         names, structures = given.names, given.structures
         from flows.assess import assess
+        from flows.report_intervals import Share
+        from flows.report_recipe import screening_recipe
         from relax.potentials import load
 
         progress.stage("screen", len(structures))
         energies = load(config.potential).energies_per_atom(structures)
+        verdicts = assess(config, structures, energies)
         rows = [
             {"name": name, "formula": one.composition.reduced_formula, **verdict.as_dict()}
-            for name, one, verdict in zip(
-                names, structures, assess(config, structures, energies), strict=True
-            )
+            for name, one, verdict in zip(names, structures, verdicts, strict=True)
         ]
+        n = len(rows) + len(given.errors)
+        shares = {
+            kind: Share.of(sum(getattr(one, f"is_{kind}") for one in verdicts), n)
+            for kind in ("stable", "metastable", "unique", "novel", "sun", "msun")
+        }
+        recipe = screening_recipe(config)
         if config.judge is not None:
             progress.stage("judge", None)
             _judge(config, config.judge, structures, energies, rows, progress.advance)
@@ -236,11 +243,15 @@ def screen(
         unreadable = [
             {"name": name, "verdict": "unreadable", "reason": e} for name, e in given.errors
         ]
-        common.print_json(rows + unreadable)
+        summary = {kind: asdict(share) for kind, share in shares.items()}
+        found = {"summary": summary, "recipe": recipe, "crystals": rows + unreadable}
+        common.print_json(found)
         return
-    common.print_table(list(rows[0]), [list(row.values()) for row in rows])
+    columns = [name for name in rows[0] if name != "hull_coverage"]
+    common.print_table(columns, [[row[name] for name in columns] for row in rows])
     for name, why in given.errors:
         print(f"  {name}: {why}")
+    common.print_facts({**shares, **recipe})
 
 
 def _judge(
