@@ -193,14 +193,40 @@ def run_until_commit(settings: str, last: int) -> None:
 
     Savepoints count, so that some of these kills come in the middle of a transaction.
     """
+    _killed_at("after_commit", last)
+    run_stages(CampaignConfig.model_validate_json(settings))
+
+
+def discover_until_commit(settings: str, moment: str, last: int, home: str) -> None:
+    """Run a campaign by Prefect, and be killed at the `last`-th commit.
+
+    Args:
+        settings: Of the campaign, JSON.
+        moment: `after_commit`, so that Prefect does not know what is stored, or `before_commit`,
+            so that it knows more than that.
+        last: Of our commits.
+        home: Where Prefect may write.
+    """
+    from flows import server
+
+    os.environ |= {"XDG_CACHE_HOME": f"{home}/cache", "PREFECT_HOME": f"{home}/prefect"}
+    server.set_environment()
+    with server.starting() as temporary:
+        from flows.campaign import discover
+
+        with server.ready(temporary):
+            _killed_at(moment, last)
+            discover(CampaignConfig.model_validate_json(settings))
+
+
+def _killed_at(moment: str, last: int) -> None:
     commits = count(1)
 
-    def after_commit(_: Session) -> None:
+    def at_commit(_: Session) -> None:
         if next(commits) == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    event.listen(Session, "after_commit", after_commit)
-    run_stages(CampaignConfig.model_validate_json(settings))
+    event.listen(Session, moment, at_commit)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import select
 
 from db import queries
-from db.models import Campaign, Candidate
+from db.models import Campaign, Candidate, Judgement, Ranking
 from db.session import Database, open_database
 from flows.settings import CampaignConfig
 from tests.db_kinds import KINDS
 from tests.db_support import url_of
 from tests.flows_support import (
+    discover_until_commit,
     relaxations,
     run_stages,
     run_until_commit,
@@ -99,6 +100,55 @@ def test_two_processes_run_one_campaign(
     with database.session(write=False) as session:
         assert set(session.scalars(select(Candidate.fence))) <= {0, 1}, "one was lent twice"
     database.close()
+
+
+@pytest.mark.parametrize(
+    ("moment", "last"), [("before_commit", 9), ("after_commit", 9), ("after_commit", 14)]
+)
+def test_what_prefect_knows_does_not_matter(
+    checkpoint: Path, tmp_path: Path, undisturbed: list[Any], moment: str, last: int
+) -> None:
+    config = tiny_config(checkpoint, f"sqlite:///{tmp_path / 'mine.db'}")
+    settings = config.model_dump_json()
+    ends = []
+    for end in (last, NEVER):
+        arguments = settings, moment, end, str(tmp_path.parent)
+        process = FORKS.Process(target=discover_until_commit, args=arguments)
+        process.start()
+        ends.append(ended(process))
+    assert ends == [False, True]
+    database = open_database(config.database)
+    assert table(database) == undisturbed
+    each_once(database)
+    database.close()
+
+
+@pytest.mark.slow
+def test_killed_after_any_commit_with_a_ranking_and_a_judge(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    more = {"funnel": {"relax_budget": 3}, "judge": {"potential": "chgnet@float64"}}
+
+    def found(database: Database) -> tuple[Any, ...]:
+        with database.session(write=False) as session:
+            ranked = session.execute(select(Ranking.candidate_id, Ranking.place, Ranking.score))
+            judged = session.execute(select(Judgement.relaxation_id, Judgement.verdict))
+            return table(database), sorted(map(tuple, ranked)), sorted(map(tuple, judged))
+
+    undisturbed = open_database(f"sqlite:///{tmp_path / 'undisturbed.db'}")
+    run_stages(tiny_config(checkpoint, str(undisturbed.engine.url), **more))
+    expected, kills, done = found(undisturbed), 0, False
+    assert expected[1] and expected[2]
+    while not done:
+        config = tiny_config(checkpoint, f"sqlite:///{tmp_path / str(kills)}.db", **more)
+        done = ended(begin(config, kills + 1))
+        database = open_database(config.database)
+        finished = relaxations(database)
+        assert ended(begin(config)) and found(database) == expected, kills
+        assert finished.items() <= relaxations(database).items()
+        database.close()
+        kills += not done
+    assert kills >= 30
 
 
 @pytest.mark.slow
