@@ -6,10 +6,15 @@ import hashlib
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows import inputs
 from flows.settings import CampaignConfig
 from flows.version import code_version
+
+if TYPE_CHECKING:
+    from relax.hull import Hull
+    from relax.potentials import PotentialInfo
 
 
 def recipe(
@@ -43,7 +48,15 @@ def screening_recipe(config: CampaignConfig) -> dict[str, str]:
     """Name what verdicts on crystals as they are rest on."""
     known = inputs.load_reference(config.reference)
     novelty = {"novelty against": f"{known.name}, sha256 {known.sha256}"}
-    return {**_stability(config), **novelty, **_program()}
+    return {**_stability(config), **novelty, **_judge(config), **_program()}
+
+
+def _judge(config: CampaignConfig) -> dict[str, str]:
+    if config.judge is None:
+        return {}
+    potential, hull = inputs.judge(config, config.judge)
+    told = {"judge": _potential(potential), "judge's hull": _hull(hull)}
+    return {**told, "judge's relaxation": _relaxation(config)}
 
 
 def _program() -> dict[str, str]:
@@ -77,14 +90,21 @@ def _drawn(config: CampaignConfig) -> dict[str, str]:
 def _stability(config: CampaignConfig) -> dict[str, str]:
     potential, hull, _ = inputs.check_stability(config)
     thresholds = config.thresholds
-    weights = f", weights sha256 {potential.weights_sha256}" if potential.weights_sha256 else ""
     return {
-        "potential": f"{potential.name}, energy scheme {potential.energy_scheme}, "
-        f"{potential.dtype}{weights}",
-        "hull": f"{hull.name}, energy scheme {hull.energy_scheme}, sha256 {hull.sha256}",
+        "potential": _potential(potential),
+        "hull": _hull(hull),
         "thresholds": f"stable at or below {thresholds.stable} eV/atom above the hull, metastable "
         f"at or below {thresholds.metastable}; below {thresholds.suspect} set apart",
     }
+
+
+def _potential(info: PotentialInfo) -> str:
+    weights = f", weights sha256 {info.weights_sha256}" if info.weights_sha256 else ""
+    return f"{info.name}, energy scheme {info.energy_scheme}, {info.dtype}{weights}"
+
+
+def _hull(hull: Hull) -> str:
+    return f"{hull.name}, energy scheme {hull.energy_scheme}, sha256 {hull.sha256}"
 
 
 def _file(path: Path) -> str:

@@ -80,6 +80,7 @@ def test_screen_takes_a_second_opinion(tmp_path: Path) -> None:
     assert {"potential", "hull", "thresholds", "novelty against", "same crystal"} <= set(
         told["recipe"]
     )
+    assert "float64" in told["recipe"]["judge"]
     assert row["judge_energy_above_hull"] <= row["energy_above_hull"]  # it relaxes first
     assert row["judge_verdict"] == row["verdict"] and row["judge_reason"] is None
 
