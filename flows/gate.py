@@ -115,7 +115,8 @@ def worse(
 ) -> list[str]:
     """Say in what the child is worse than its parent by more than the gate allows; else nothing.
 
-    Shares count as worse where they differ by more than their margin and more than chance (95 %).
+    Shares and numbers of different kinds count as worse where they differ by more than their
+    margin and more than chance (95 %).
     """
     return [
         *_more_lossy(losses, gate),
@@ -147,7 +148,9 @@ def _less_valid(parent: Figures, child: Figures, gate: GateSettings) -> Iterator
 def _less_diverse(parent: Figures, child: Figures, gate: GateSettings) -> Iterator[str]:
     for name in ("formulas", "chemical_systems", "space_groups"):
         before, after = getattr(parent, name), getattr(child, name)
-        if after < gate.diversity * before:
+        # Chance as if each were a share of crystals: samples of 100 have 44 space groups ± 3.
+        shares = (after, max(1, child.crystals)), (before, max(1, parent.crystals))
+        if after < gate.diversity * before and _rise(*shares) > 0:
             yield f"{after} {name.replace('_', ' ')}, parent {before}"
     if child.hhi > gate.concentration * parent.hhi:
         yield f"elements concentrated, HHI {child.hhi:.3f}, parent {parent.hhi:.3f}"

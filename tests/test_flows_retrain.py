@@ -199,7 +199,7 @@ def test_a_worse_or_broken_loss_is_a_reason(loss: float) -> None:
 
 
 def test_chance_is_no_reason() -> None:
-    unlucky = replace(SAMPLE, sun=7, msun=36, composition_valid=79)
+    unlucky = replace(SAMPLE, sun=7, msun=36, composition_valid=79, space_groups=33)
     assert gate.worse(SAMPLE, unlucky, LOSSES, GateSettings()) == []
 
 
