@@ -2,7 +2,8 @@
 
     python -m benchmarks.bare -n 64 --workers 2
 
-Draws the same crystals, relaxes them and judges them, without database, Prefect and command line.
+Draws the same crystals (up to 256, a campaign's first batch), relaxes them and judges them, without
+database, Prefect and command line.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     n = arguments.n
-    config = CampaignConfig(n=n, seed=arguments.seed, batch_size=n, workers=arguments.workers)
+    config = CampaignConfig(n=n, seed=arguments.seed, workers=arguments.workers)
     inputs.check(config)
     with standing_by(config.potential, relax_config(config)):
         crystals = sample(

@@ -136,8 +136,18 @@ def tier(energy_above_hull: float, thresholds: ThresholdSettings) -> str:
 
 def coverage(hull: Hull, structure: Structure) -> dict[str, Any]:
     """Tell how well a hull knows a crystal's elements, and what the crystal falls apart into."""
-    known = asdict(hull.coverage(structure.composition))
-    return {**known, "decomposition": hull.decomposition(structure.composition)}
+    shares = hull.decomposition(structure.composition)
+    return {
+        **asdict(hull.coverage(structure.composition)),
+        "decomposition": {formula: round(share, 6) for formula, share in shares.items()},
+    }
+
+
+def gap(coverage: Mapping[str, Any]) -> str | None:
+    """Say why a crystal has no place on a hull, from `coverage`; None where it has one."""
+    if coverage["missing"]:
+        return f"the hull has no {', '.join(coverage['missing'])}"
+    return None if coverage["decomposition"] else "the hull has no compound of these elements"
 
 
 def place(
@@ -218,13 +228,15 @@ def assess(
     for index, (structure, energy) in enumerate(zip(structures, numbers, strict=True)):
         try:
             formation, above = place(hull, potential, structure, float(energy))
+            covered = coverage(hull, structure)
             verdict = Verdict(
                 energy_above_hull=above,
                 formation_energy_per_atom=formation,
                 verdict=tier(above, config.thresholds),
                 is_unique=int(firsts[index]) == index,
                 is_novel=bool(known.novel([structure])[0]),
-                hull_coverage=coverage(hull, structure),
+                reason=gap(covered),
+                hull_coverage=covered,
             )
         except RelaxError:  # the settings are wrong, not the crystal
             raise

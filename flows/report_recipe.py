@@ -44,11 +44,12 @@ def recipe(
     return {**facts, "symmetry tolerance": "0.1 Å", **_program()}
 
 
-def screening_recipe(config: CampaignConfig) -> dict[str, str]:
-    """Name what verdicts on crystals as they are rest on."""
+def screening_recipe(config: CampaignConfig, file: Path) -> dict[str, str]:
+    """Name what verdicts on the crystals of a file, as they are, rest on."""
     known = inputs.load_reference(config.reference)
     novelty = {"novelty against": f"{known.name}, sha256 {known.sha256}"}
-    return {**_stability(config), **novelty, **_judge(config), **_program()}
+    given = {"file": _file(file), "relaxation": "none: energies of the crystals as given"}
+    return {**given, **_stability(config), **novelty, **_judge(config), **_program()}
 
 
 def _judge(config: CampaignConfig) -> dict[str, str]:

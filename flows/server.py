@@ -225,7 +225,7 @@ def _copied(kept: Path, database: Path) -> bool:
     try:
         shutil.copyfile(kept, database)
         with closing(sqlite3.connect(database)) as connection:
-            (version,) = connection.execute("SELECT version_num FROM alembic_version")
+            ((version,),) = connection.execute("SELECT version_num FROM alembic_version")
         return bool(version)
     except (OSError, ValueError, sqlite3.Error):
         database.unlink(missing_ok=True)

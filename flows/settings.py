@@ -10,9 +10,17 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from flows.errors import ConfigError
 
@@ -223,10 +231,20 @@ class DaskSettings(_Settings):
     )
 
 
+def _our_name(potential: str) -> str:
+    from relax.potentials import canonical
+
+    return canonical(potential)
+
+
+# Two names of the same weights are one setting, so that they are one campaign.
+PotentialName = Annotated[str, AfterValidator(_our_name)]
+
+
 class JudgeSettings(_Settings):
     """A second potential, which relaxes once more what the first one calls (meta)stable."""
 
-    potential: str = Field(description="Its name or path.")
+    potential: PotentialName = Field(description="Its name or path.")
     hull: str | None = Field(
         default=None,
         description="What its energies are placed against, a name or file; None: the first hull.",
@@ -294,7 +312,7 @@ class CampaignConfig(FileSettings):
         "chooses one that is new to it; None: 4 where it has a critic, 1 where not.",
     )
     batch_size: int = Field(default=256, ge=1, le=100_000, description="Crystals per stored batch.")
-    potential: str = Field(default="chgnet", description="A potential's name or path.")
+    potential: PotentialName = Field(default="chgnet", description="A potential's name or path.")
     hulls: tuple[str, ...] = Field(
         default=("chgnet",),
         min_length=1,

@@ -62,7 +62,7 @@ class _Work:
 def standing_by(config: CampaignConfig, campaign_id: int) -> AbstractContextManager[None]:
     """Start the processes that rank and relax, while crystals are still drawn within the block.
 
-    None where nothing is left to do, or where they are on other machines.
+    It starts none where nothing is left to do, or where they are on other machines.
     """
     from relax import optimize
 

@@ -145,5 +145,5 @@ class _Judge:
         knowing = {KNOWN_CANDIDATES: twin is not None, "training": any(trained)}
         knowing |= {self.known.name: any(known)}
         row.known_to = ", ".join(name for name, knows in knowing.items() if knows)
-        row.hull_coverage = coverage
+        row.hull_coverage, row.reason = coverage, assess.gap(coverage)
         return row

@@ -28,7 +28,7 @@ def lowest_energies(
 
     Args:
         formulas: N of them.
-        energies: eV/atom, shape (N,); those that are NaN do not count.
+        energies: eV/atom, shape (N,); those that are not finite do not count.
         counts: How many structures each row stands for; None: one.
     """
     if counts is None:

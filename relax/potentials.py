@@ -162,6 +162,14 @@ def find(name_or_path: str, *, energy_scheme: str | None = None) -> PotentialInf
     return replace(source.info(), dtype=dtype)
 
 
+def canonical(name_or_path: str) -> str:
+    """Return our name of a potential that is asked for by its library's; all else as it is."""
+    asked, dtype = _split(name_or_path)
+    names = {source.alias: name for name, source in _sources().items() if source.alias}
+    name = names.get(asked, asked)
+    return f"{name}@{dtype}" if dtype else name
+
+
 def python_of(name_or_path: str) -> Path | None:
     """Return the interpreter that a potential needs, or None where ours will do.
 
@@ -196,10 +204,8 @@ def sha256_of(path: Path) -> str:
 
 def _located(name_or_path: str, energy_scheme: str | None) -> tuple[Source, str]:
     """Return where a potential comes from, and the dtype that is asked for or its own."""
-    name, at, dtype = name_or_path.rpartition("@")
-    if not at or dtype not in _DTYPES:
-        name, dtype = name_or_path, ""
-    named = _sources().get(name) or _aliases().get(name)
+    name, dtype = _split(canonical(name_or_path))
+    named = _sources().get(name)
     source = named or _file_source(name, energy_scheme)
     info = source.info()
     possible = info.dtypes or (info.dtype,)
@@ -236,8 +242,9 @@ def _file_source(name_or_path: str, energy_scheme: str | None) -> Source:
     )
 
 
-def _aliases() -> dict[str, Source]:
-    return {source.alias: source for source in _sources().values() if source.alias}
+def _split(name_or_path: str) -> tuple[str, str]:
+    name, at, dtype = name_or_path.rpartition("@")
+    return (name, dtype) if at and dtype in _DTYPES else (name_or_path, "")
 
 
 @cache

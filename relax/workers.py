@@ -98,8 +98,10 @@ def crew(potential: str, config: RelaxConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        workers.stop()
-        _CREW.reset(token)
+        try:
+            workers.stop()
+        finally:
+            _CREW.reset(token)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from flows.stage_judge import judge_pending
 from flows.stage_relax import relax_pending
 from flows.stage_screen import screen_pending
 from relax.errors import RelaxError
+from symmbfn.files import write_structures
 from tests.campaign_support import drawn_campaign
 from tests.flows_support import rocksalt, symmbfn, tiny_checkpoint, tiny_config
 
@@ -75,14 +76,23 @@ def test_screen_takes_a_second_opinion(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     (row,) = told["crystals"]
     assert row["hull_coverage"]["terminals"] and row["hull_coverage"]["decomposition"]
-    assert told["summary"]["novel"] == {"count": 0, "n": 1, "share": 0, "low": 0, "high": ANY}
-    assert told["summary"]["unique"]["count"] == 1
+    assert told["shares"]["novel"] == {"count": 0, "n": 1, "share": 0, "low": 0, "high": ANY}
+    assert told["shares"]["unique"]["count"] == 1
     assert {"potential", "hull", "thresholds", "novelty against", "same crystal"} <= set(
         told["recipe"]
     )
     assert "float64" in told["recipe"]["judge"]
     assert row["judge_energy_above_hull"] <= row["energy_above_hull"]  # it relaxes first
     assert row["judge_verdict"] == row["verdict"] and row["judge_reason"] is None
+
+
+def test_what_cannot_be_placed_says_why(tmp_path: Path) -> None:
+    crystals = [rocksalt("Na", "Cl", 5.6), rocksalt("Po", "O", 5.6), rocksalt("Na", "He", 5.6)]
+    write_structures(tmp_path / "strange.jsonl", crystals)
+    done = symmbfn("screen", "strange.jsonl", "--json", home=tmp_path)
+    reasons = [row["reason"] for row in json.loads(done.stdout)["crystals"]]
+    no_compound = "the hull has no compound of these elements"
+    assert reasons == [None, "the hull has no Po", no_compound]
 
 
 def test_the_spread_is_of_energies_on_one_hull(tmp_path: Path) -> None:

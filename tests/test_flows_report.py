@@ -121,12 +121,22 @@ def test_what_is_printed_has_intervals_and_what_they_rest_on(
     assert run([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     n = len(CRYSTALS) + 3
-    low, high = told["intervals"]["novelty"]
-    assert 0 < low < told["novelty"] == (n - 3) / n < high < 1
-    assert "sun" not in told["intervals"] and "potential" not in told["recipe"]
+    share = told["shares"]["novelty"]
+    low, high = share["low"], share["high"]
+    assert 0 < low < told["novelty"] == share["share"] == (n - 3) / n < high < 1
+    assert list(told["unreadable"]) == ["broken"] and share["count"] == n - 3
+    assert "sun" not in told["shares"] and "potential" not in told["recipe"]
     assert "StructureMatcher" in told["recipe"]["same crystal"]
     assert run(arguments) == 0
     assert f"{n - 3} of {n}, {(n - 3) / n:.1%} ({low:.1%} to {high:.1%})" in capsys.readouterr().out
+
+
+def test_a_file_in_which_nothing_can_be_read_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.cif").write_text("hello")
+    assert run(["evaluate", str(tmp_path)]) == 2
+    assert "no structure in it can be read; a.cif: " in capsys.readouterr().err
 
 
 def test_every_crystal_has_its_row(page: Page) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
+from flows.settings import CampaignConfig
 from relax import contract, potential_chgnet, potentials
 from relax.contract import CHECKS
 from relax.errors import RelaxError
@@ -116,6 +117,15 @@ def test_weights_that_cannot_be_downloaded_say_what_to_put_where(tmp_path, monke
             "route to medium); put 2023-12-03-mace-128-L1_epoch-199.model of its authors at "
             f"{tmp_path}/mace/20231203mace128L1_epoch199model, or give its path as the potential"
         )
+
+
+def test_two_names_of_the_same_weights_are_one_campaign():
+    one, other = (
+        CampaignConfig(potential=name, judge={"potential": "chgnet"}, seed=1)
+        for name in ("medium@float32", "mace-mp-0-medium@float32")
+    )
+    assert one.idempotency_key() == other.idempotency_key()
+    assert one.judge.potential == "chgnet" and potentials.canonical("any/path@2") == "any/path@2"
 
 
 def test_a_package_adds_a_potential_by_an_entry_point(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -188,7 +189,7 @@ def evaluate(
         },
     )
     stability = potential is not None
-    metrics, recipe = _evaluate(
+    metrics, recipe, unreadable = _evaluate(
         config,
         Path(what),
         reference,
@@ -212,10 +213,12 @@ def evaluate(
     if report is not None:
         found["report"] = str(report)
     if as_json:
-        intervals = {name: [share.low, share.high] for name, share in shares.items()}
-        common.print_json({**found, "intervals": intervals, "recipe": recipe})
-    else:
-        common.print_facts({**found, **shares, **recipe})
+        told = {name: asdict(share) for name, share in shares.items()}
+        common.print_json({**found, "shares": told, "recipe": recipe, "unreadable": unreadable})
+        return
+    common.print_facts({**found, **shares, **recipe})
+    for name, why in unreadable.items():
+        print(f"  {name}: {why}")
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -249,7 +252,7 @@ def _evaluate(
     drawn: bool,
     stability: bool,
     with_coverage: bool,
-) -> tuple[Metrics, dict[str, str]]:
+) -> tuple[Metrics, dict[str, str], dict[str, str]]:
     from flows import inputs
     from flows.evaluation import cover, judge, measure
     from flows.report_recipe import recipe
@@ -260,6 +263,7 @@ def _evaluate(
             inputs.check_stability(config)
         known = None if reference is None else common.readable(reference).structures
         crystals = _draw(config, progress) if drawn else _read(what)
+        unreadable = {one.name: one.error for one in crystals if one.error is not None}
         judged = judge(config, crystals, known, stability=stability)
 
         from symmbfn.metrics import mp20_test, summarise
@@ -282,7 +286,7 @@ def _evaluate(
                 recipe=rests_on,
             )
             common.write_text(report, render(page))
-        return metrics, rests_on
+        return metrics, rests_on, unreadable
 
 
 def _draw(config: CampaignConfig, progress: TerminalProgress) -> list[Named]:
@@ -307,7 +311,11 @@ def _read(file: Path) -> list[Named]:
     from flows.evaluation import Named
     from symmbfn.files import read_structures
 
-    return [Named(one.name, one.structure, one.error) for one in read_structures(file)]
+    found = [Named(one.name, one.structure, one.error) for one in read_structures(file)]
+    if all(one.structure is None for one in found):
+        why = f"; {found[0].name}: {found[0].error}" if found else ""
+        raise ConfigError(f"{file}: no structure in it can be read{why}")
+    return found
 
 
 @data.command(

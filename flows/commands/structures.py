@@ -234,7 +234,7 @@ def screen(
             kind: Share.of(sum(getattr(one, f"is_{kind}") for one in verdicts), n)
             for kind in ("stable", "metastable", "unique", "novel", "sun", "msun")
         }
-        recipe = screening_recipe(config)
+        recipe = screening_recipe(config, file)
         if config.judge is not None:
             progress.stage("judge", None)
             _judge(config, config.judge, structures, energies, rows, progress.advance)
@@ -243,9 +243,8 @@ def screen(
         unreadable = [
             {"name": name, "verdict": "unreadable", "reason": e} for name, e in given.errors
         ]
-        summary = {kind: asdict(share) for kind, share in shares.items()}
-        found = {"summary": summary, "recipe": recipe, "crystals": rows + unreadable}
-        common.print_json(found)
+        told = {kind: asdict(share) for kind, share in shares.items()}
+        common.print_json({"shares": told, "recipe": recipe, "crystals": rows + unreadable})
         return
     columns = [name for name in rows[0] if name != "hull_coverage"]
     common.print_table(columns, [[row[name] for name in columns] for row in rows])
