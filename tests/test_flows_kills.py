@@ -127,7 +127,11 @@ def test_what_prefect_knows_does_not_matter(
 def test_killed_after_any_commit_with_a_ranking_and_a_judge(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    more = {"funnel": {"relax_budget": 3}, "judge": {"potential": "chgnet@float64"}}
+    more: dict[str, Any] = {
+        "funnel": {"relax_budget": 3},
+        "judge": {"potential": "chgnet@float64"},
+        "thresholds": {"metastable": 100},  # so that there is something to judge
+    }
 
     def found(database: Database) -> tuple[Any, ...]:
         with database.session(write=False) as session:
