@@ -46,7 +46,7 @@ class Verdict(Tiered):
     is_unique: bool
     is_novel: bool
     reason: str | None = None
-    """Why it could not be judged, where that is not for want of known phases."""
+    """Why it could not be judged, or has no place on the hull."""
     hull_coverage: Mapping[str, Any] | None = None
     """See `coverage`."""
 

@@ -239,9 +239,14 @@ def readable(file: Path) -> Readable:
             found.names.append(entry.name)
             found.structures.append(entry.structure)
     if not found.structures:
-        why = f"; {found.errors[0][0]}: {found.errors[0][1]}" if found.errors else ""
-        raise ConfigError(f"{file}: no structure in it can be read{why}")
+        raise nothing_readable(file, found.errors)
     return found
+
+
+def nothing_readable(file: Path, errors: Sequence[tuple[str, str | None]]) -> ConfigError:
+    """Make the error that no structure in a file can be read, with the first reason."""
+    why = f"; {errors[0][0]}: {errors[0][1]}" if errors else ""
+    return ConfigError(f"{file}: no structure in it can be read{why}")
 
 
 def existing_database(url: str | None) -> Database:

@@ -25,8 +25,14 @@ data = typer.Typer(help="Training data: import and look at them.", no_args_is_he
 app.add_typer(data, name="data")
 
 _FRACTIONS = (
-    *("structural_validity", "composition_validity", "uniqueness", "novelty"),
-    *("stable", "metastable", "sun", "msun"),
+    "structural_validity",
+    "composition_validity",
+    "uniqueness",
+    "novelty",
+    "stable",
+    "metastable",
+    "sun",
+    "msun",
 )
 
 
@@ -313,8 +319,7 @@ def _read(file: Path) -> list[Named]:
 
     found = [Named(one.name, one.structure, one.error) for one in read_structures(file)]
     if all(one.structure is None for one in found):
-        why = f"; {found[0].name}: {found[0].error}" if found else ""
-        raise ConfigError(f"{file}: no structure in it can be read{why}")
+        raise common.nothing_readable(file, [(one.name, one.error) for one in found])
     return found
 
 
