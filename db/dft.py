@@ -13,9 +13,17 @@ from sqlalchemy.orm import Session
 from db import filters
 from db.documents import Document, content_hash, structure_from_dict
 from db.errors import FilterError
-from db.fields import FIELDS, candidate_rows
+from db.fields import FIELDS, candidate_rows, drawn_in, fields_of
 from db.ids import material_id
-from db.models import Candidate, DftCalculation, Reference, Relaxation, Stability, utc_now
+from db.models import (
+    Campaign,
+    Candidate,
+    DftCalculation,
+    Reference,
+    Relaxation,
+    Stability,
+    utc_now,
+)
 from db.records import get_or_insert
 
 if TYPE_CHECKING:
@@ -81,6 +89,7 @@ def wanted(
     policy: str | None = None,
     stable: float = 0.0,
     resubmit: bool = False,
+    campaign_id: int | None = None,
 ) -> list[Wanted]:
     """Choose crystals that were not yet computed by this code with these settings.
 
@@ -99,6 +108,8 @@ def wanted(
             ``quarantined``: the suspects, the lowest first; None: the lowest first, of all.
         stable: threshold that ``uncertain`` means, eV/atom above the hull.
         resubmit: take those whose calculation failed, instead of those that have none.
+        campaign_id: only what this campaign drew, by its own verdicts; what of it was submitted
+            before then counts towards the limit.
 
     Raises:
         FilterError: when the filter is not understood.
@@ -107,15 +118,23 @@ def wanted(
         raise FilterError(f"limit {limit} is negative: give a number of crystals")
     computed = exists().where(DftCalculation.relaxation_id == Relaxation.id, _key(code, settings))
     failed = computed.where(DftCalculation.state == "failed")
+    campaign = None
+    if campaign_id is not None:
+        campaign = session.get_one(Campaign, campaign_id)
+        limit = max(limit - _submitted_of(session, campaign_id, code, settings), 0)
     rows = candidate_rows(
-        Relaxation.id, Candidate.id, Candidate.formula_pretty, Relaxation.structure
+        Relaxation.id,
+        Candidate.id,
+        Candidate.formula_pretty,
+        Relaxation.structure,
+        campaign=campaign,
     ).where(
         Relaxation.status == "converged",
         Relaxation.structure.is_not(None),
         failed if resubmit else ~computed,
     )
     if filter is not None:
-        rows = rows.where(filters.parse(filter, FIELDS))
+        rows = rows.where(filters.parse(filter, fields_of(campaign)))
     above: ColumnElement[Any] = Stability.energy_above_hull.expression
     order = [above.is_(None), above]
     if policy is not None:
@@ -133,6 +152,17 @@ def wanted(
         Wanted(relaxation, material_id(candidate), formula, structure_from_dict(structure))
         for relaxation, candidate, formula, structure in session.execute(rows)
     ]
+
+
+def _submitted_of(session: Session, campaign_id: int, code: str, settings: Document) -> int:
+    """How many crystals of a campaign were submitted so far."""
+    rows = select(func.count(DftCalculation.relaxation_id.distinct())).where(
+        _key(code, settings),
+        DftCalculation.relaxation_id == Relaxation.id,
+        Relaxation.candidate_id == Candidate.id,
+        drawn_in(campaign_id),
+    )
+    return session.scalar(rows) or 0
 
 
 def submit(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from db import dft
+from db import dft, queries
 from db.dft import Wanted
-from db.session import Database
+from db.session import Database, open_database
 from flows import dft_makers, progress
 from flows.dft_makers import DftSettings
 from flows.dft_runners import Runner
+from flows.dft_settings import SubmitConfig
 from flows.errors import ConfigError
 from flows.settings import ThresholdSettings, one_line
 
@@ -23,6 +24,7 @@ class Choice:
     filter: str | None = None
     policy: str | None = None
     resubmit: bool = False
+    campaign: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,19 @@ class Handed:
     formula: str
     job_id: str | None
     error: str | None = None
+
+
+def submit_as_set(config: SubmitConfig) -> list[Handed]:
+    """Do what the settings say.
+
+    Raises:
+        ConfigError: atomate2, the code or the runner's package is not installed or set up.
+        DatabaseError: There is no such database or campaign.
+        FilterError: The filter is not understood.
+    """
+    choice = Choice(config.limit, config.filter, config.policy, config.resubmit, config.campaign)
+    database = open_database(config.database, create=False)
+    return submit(database, config.calculation, config.open_runner(), choice)
 
 
 def submit(
@@ -55,6 +70,9 @@ def submit(
             policy=choice.policy,
             stable=ThresholdSettings().stable,
             resubmit=choice.resubmit,
+            campaign_id=None
+            if choice.campaign is None
+            else queries.campaign_id(session, choice.campaign),
         )
     return list(_hand_over(database, settings, runner, wanted))
 

@@ -1,4 +1,4 @@
-"""The loop: rounds of discover → collect DFT → retrain, each from the checkpoint promoted last."""
+"""The loop: rounds of discover → DFT → retrain, each from the checkpoint promoted last."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows import tasks
 from flows.campaign import discover
-from flows.dft import collect
+from flows.dft import collect, submit
 from flows.retrain import retrain
 from flows.retrain_settings import LoopConfig
 
@@ -27,7 +27,9 @@ def loop(config: LoopConfig) -> int:
     for number in range(1, config.rounds + 1):
         this = tasks.plan(config, number)
         discover(this.campaign)
-        collect(this.dft)
+        if this.submission is not None:
+            submit(this.submission)
+        collect(this.collection)
         if tasks.is_narrow(config, number):
             return number
         if this.retraining is not None:

@@ -9,7 +9,7 @@ from db import queries, training
 from db.session import Database, open_database
 from db.training import Made
 from flows import checkpoints
-from flows.dft_settings import CollectConfig
+from flows.dft_settings import CollectConfig, SubmitConfig
 from flows.report_intervals import fraction_interval
 from flows.retrain_settings import LoopConfig, RetrainConfig
 from flows.sample_figures import measure
@@ -22,12 +22,14 @@ class Round:
 
     Attributes:
         campaign: What is drawn, and from which checkpoint.
-        dft: What was computed of earlier crystals, and how it is judged.
-        retraining: What is learnt from it; None in a loop without retraining.
+        submission: What is handed to density-functional calculations; None where nothing is.
+        collection: Where their results go, and how they are judged.
+        retraining: What is learnt from it all; None in a loop without retraining.
     """
 
     campaign: CampaignConfig
-    dft: CollectConfig
+    submission: SubmitConfig | None
+    collection: CollectConfig
     retraining: RetrainConfig | None
 
 
@@ -45,16 +47,19 @@ def plan(config: LoopConfig, number: int) -> Round:
             "seed": derived_seed(f"{config.campaign.seed}:round {number}") % 2**31,
         }
     )
-    dft = CollectConfig(
+    submission = config.dft and config.dft.model_copy(
+        update={"database": campaign.database, "campaign": key}
+    )
+    collection = CollectConfig(
         database=campaign.database, hull=config.dft_hull, thresholds=campaign.thresholds
     )
     if not config.retraining:
-        return Round(campaign, dft, None)
+        return Round(campaign, submission, collection, None)
     own = ("n", "seed", "checkpoint")  # the gate's
     defaults = {name: CampaignConfig.model_fields[name].default for name in own}
     judge = config.campaign.model_copy(update=defaults)
     start = {"checkpoint": checkpoint, "key": key, "campaign": judge}
-    return Round(campaign, dft, config.retrain.model_copy(update=start))
+    return Round(campaign, submission, collection, config.retrain.model_copy(update=start))
 
 
 def _checkpoint(config: LoopConfig, number: int, database: Database) -> str:

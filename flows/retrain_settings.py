@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from flows.dft_settings import SubmitConfig
 from flows.settings import CampaignConfig, FileSettings, check_elements
 
 PROMOTED = "promoted"
@@ -153,10 +154,13 @@ class LoopConfig(FileSettings):
         description="The loop ends where a round has fewer chemical systems than so many times "
         "those of the first.",
     )
-    dft_hull: str | None = Field(
+    dft: SubmitConfig | None = Field(
         default=None,
-        description="Hull of scheme mp2020 for verdicts on what `symmbfn dft submit` has had "
-        "computed; each round collects it before it retrains.",
+        description="What each round hands to density-functional calculations, of the crystals "
+        "that it drew; None: nothing. Results are collected before each retraining.",
+    )
+    dft_hull: str | None = Field(
+        default=None, description="Hull of scheme mp2020 for verdicts on those results."
     )
     campaign: CampaignConfig = Field(
         default_factory=CampaignConfig, description="Each round's; also what the gate judges by."
@@ -169,4 +173,6 @@ class LoopConfig(FileSettings):
             raise ValueError("retrain.campaign and retrain.key are the loop's own; drop them")
         if self.campaign.key is not None or self.campaign.seed is None:
             raise ValueError("campaign.key is the loop's own; drop it, and give campaign.seed")
+        if self.dft is not None and (self.dft.database or self.dft.campaign or self.dft.resubmit):
+            raise ValueError("dft.database, campaign and resubmit are the loop's own; drop them")
         return self

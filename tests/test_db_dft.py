@@ -65,6 +65,18 @@ def with_a_suspect_and_a_twin(session: Session) -> None:
         queries.record_stability(session, stability(rows, done.id, above, **more))
 
 
+def test_what_a_campaign_submitted_before_counts_towards_its_limit(database: Database) -> None:
+    with database.session() as session:
+        filled(session)
+        own = queries.campaign_id(session, "first")
+        first, *_ = dft.wanted(session, "vasp", SETTINGS, limit=2, campaign_id=own)
+        assert submit(session, first, "job-0")
+        assert choose(session, limit=2, campaign_id=own) == ["NaCl"]
+        assert choose(session, limit=2) == ["NaCl", "MgO"]
+        assert choose(session, limit=1, campaign_id=own) == []
+        assert names(dft.wanted(session, "cp2k", SETTINGS, limit=1, campaign_id=own)) == ["Li2O2"]
+
+
 def test_policies_choose_and_order(database: Database) -> None:
     with database.session() as session:
         with_a_suspect_and_a_twin(session)

@@ -18,12 +18,13 @@ pytest.importorskip("atomate2")
 from jobflow import Flow, job
 from pymatgen.core import Structure
 
+from db import dft as dft_rows
 from db import queries
 from db.session import open_database
 from flows.dft_runners import LocalRunner
 from flows.errors import ConfigError
 from tests import db_support
-from tests.flows_support import environment
+from tests.flows_support import environment, tiny_loop
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of jobflow, maggma and mongomock
 
@@ -115,6 +116,32 @@ def test_a_half_written_store_is_a_lost_job(tmp_path: Path) -> None:
     outputs = tmp_path / flow.output.uuid / "outputs.json"
     outputs.write_text(outputs.read_text()[:-20])
     assert runner.outcome(flow.output.uuid).reason.startswith("lost: ")
+
+
+def test_a_loop_hands_over_within_its_limit_and_goes_on_where_that_fails(tmp_path: Path) -> None:
+    """There are no pseudopotentials, so that atomate2 cannot write VASP's inputs."""
+    config = tiny_loop(tmp_path)
+    text = (tmp_path / "loop.toml").read_text()
+    dft = '[dft]\nworkflow = "static"\nlimit = 1\n'
+    (tmp_path / "loop.toml").write_text(f"retraining = false\n{text}\n{dft}")
+    (tmp_path / "potcars").mkdir()
+    variables = environment(tmp_path) | {
+        "PMG_VASP_PSP_DIR": str(tmp_path / "potcars"),
+        "ATOMATE2_VASP_CMD": "true",
+    }
+    command = ["loop", "loop.toml", "--rounds", "1", "--db", str(config.campaign.database)]
+    for _ in range(2):  # the second time all is done
+        ran = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *command],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+        with open_database(config.campaign.database).session(write=False) as session:
+            (row,) = dft_rows.calculations(session)
+        assert row["state"] == "failed" and "POTCAR" in row["reason"]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from db.errors import FilterError
 from db.session import open_database
 from flows import gate, loop_plot, loop_round, stage_retrain, training_set
 from flows.commands.retrain import _check_loop
+from flows.dft_settings import SubmitConfig
 from flows.errors import ConfigError
 from flows.loop_round import plan, results
 from flows.retrain_settings import LoopConfig, RetrainConfig
@@ -115,6 +116,8 @@ def test_the_loop_ends_where_crystals_become_alike(
 def test_settings_that_belong_to_the_loop_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"retrain\.campaign and retrain\.key"):
         LoopConfig.build({"name": "a", "retrain": {"key": "b"}}, where="test")
+    with pytest.raises(ConfigError, match=r"dft\.database, campaign and resubmit are the loop's"):
+        LoopConfig.build({"name": "a", "dft": {"campaign": "b"}}, where="test")
     with pytest.raises(ConfigError, match=r"campaign\.key is the loop's own"):
         LoopConfig.build({"name": "a", "campaign": {"key": "b"}}, where="test")
     (tmp_path / "bad.toml").write_text('name = "a"\nronds = 3\n')
@@ -127,6 +130,8 @@ def test_a_hull_or_filter_that_cannot_serve_is_refused_before_round_one(
 ) -> None:
     with pytest.raises(RelaxError, match="scheme self-consistent:chgnet"):
         _check_loop(config.model_copy(update={"dft_hull": "chgnet"}))
+    with pytest.raises(ConfigError, match="VASP runs here need PMG_VASP_PSP_DIR"):
+        _check_loop(config.model_copy(update={"dft": SubmitConfig()}))
     retrain = config.retrain.model_copy(update={"filter": "enrgy < 0"})
     with pytest.raises(FilterError, match="no field 'enrgy'"):
         _check_loop(config.model_copy(update={"retrain": retrain}))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,8 +11,11 @@ from flows.commands import common
 from flows.commands.query import FILTER_HELP
 from flows.errors import ConfigError
 
-if TYPE_CHECKING:
-    from flows.dft_makers import DftSettings
+Code = Literal["vasp", "cp2k"]
+RunnerName = Literal["local", "jobflow-remote", "fireworks"]
+Policy = Literal["stable", "uncertain", "quarantined"]
+Workflow = Literal["relax", "static"]
+State = Literal["submitted", "completed", "failed"]
 
 app = typer.Typer()
 dft = typer.Typer(
@@ -37,53 +38,15 @@ LISTED = (
 )
 
 
-class Code(enum.StrEnum):
-    """What computes."""
-
-    VASP = "vasp"
-    CP2K = "cp2k"
-
-
-class RunnerName(enum.StrEnum):
-    """What runs the jobs."""
-
-    LOCAL = "local"
-    JOBFLOW_REMOTE = "jobflow-remote"
-    FIREWORKS = "fireworks"
-
-
-class Policy(enum.StrEnum):
-    """Which crystals are chosen."""
-
-    STABLE = "stable"
-    UNCERTAIN = "uncertain"
-    QUARANTINED = "quarantined"
-
-
-class Workflow(enum.StrEnum):
-    """What is done with each crystal."""
-
-    RELAX = "relax"
-    STATIC = "static"
-
-
-class State(enum.StrEnum):
-    """What became of a calculation."""
-
-    SUBMITTED = "submitted"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-
 @dft.command(
     epilog="Example: symmbfn dft submit 'is_novel = TRUE' --policy stable --limit 5 --code cp2k"
 )
 def submit(
     filter: Annotated[str | None, typer.Argument(help=FILTER_HELP)] = None,
-    code: Annotated[Code, typer.Option(help="What computes.")] = Code.VASP,
+    code: Annotated[Code, typer.Option(help="What computes.")] = "vasp",
     runner: Annotated[
         RunnerName, typer.Option(help="What runs the jobs; local: here and now.")
-    ] = RunnerName.LOCAL,
+    ] = "local",
     policy: Annotated[
         Policy | None,
         typer.Option(
@@ -95,7 +58,7 @@ def submit(
     limit: Annotated[int, typer.Option(min=1, help="Budget: at most so many crystals.")] = 10,
     workflow: Annotated[
         Workflow, typer.Option(help="Relax and then compute, or only compute.")
-    ] = Workflow.RELAX,
+    ] = "relax",
     resubmit: Annotated[
         bool, typer.Option("--resubmit", help="Those that failed or were lost, once more.")
     ] = False,
@@ -109,6 +72,13 @@ def submit(
     folder: Annotated[
         Path | None, typer.Option(help="Where local jobs are kept. (default dft-jobs)")
     ] = None,
+    campaign: Annotated[
+        str | None,
+        typer.Option(
+            help="Only what this campaign drew; what of it was submitted before counts towards "
+            "the limit."
+        ),
+    ] = None,
     project: Annotated[
         str | None, typer.Option(help="Project of jobflow-remote. (default its own)")
     ] = None,
@@ -120,32 +90,34 @@ def submit(
     Without --policy those lowest above their hull come first. Submitting again submits nothing
     twice; results come in with `symmbfn dft collect`.
     """
-    if filter is None and policy is None and not resubmit:
+    if filter is None and policy is None and campaign is None and not resubmit:
         raise ConfigError("which crystals? give a FILTER, --policy, or both")
-    settings = _settings(code, workflow, {"--basis": basis, "--kpoint-density": kpoint_density})
-    if runner is not RunnerName.LOCAL and folder is not None:
-        raise ConfigError(f"--folder {folder} is for --runner local; drop it")
-    if runner is not RunnerName.JOBFLOW_REMOTE and project is not None:
-        raise ConfigError(f"--project {project} is for --runner jobflow-remote; drop it")
-    opened = common.existing_database(database)
+    from flows.dft_settings import SubmitConfig
 
-    from flows.dft_makers import require_atomate2
-    from flows.dft_runners import open_runner
-    from flows.dft_submit import Choice
-    from flows.dft_submit import submit as run
+    settings = SubmitConfig.build(
+        {
+            "code": code,
+            "workflow": workflow,
+            "policy": policy,
+            "filter": filter,
+            "limit": limit,
+            "resubmit": resubmit,
+            "campaign": campaign,
+            "runner": runner,
+            "folder": None if folder is None else str(folder),
+            "project": project,
+            "basis": basis,
+            "kpoint_density": kpoint_density,
+            "database": database,
+        },
+        where="command line",
+    )
+    common.existing_database(database)
 
-    require_atomate2()
-    location = project
-    if runner is RunnerName.LOCAL:
-        settings.check_here()
-        location = str(folder or Path("dft-jobs"))
+    from flows.dft_submit import submit_as_set
+
     with common.terminal_progress():
-        handed = run(
-            opened,
-            settings,
-            open_runner(runner.value, location),
-            Choice(limit, filter, None if policy is None else policy.value, resubmit),
-        )
+        handed = submit_as_set(settings)
     if as_json:
         common.print_json([vars(one) for one in handed])
         return
@@ -156,24 +128,6 @@ def submit(
         )
     done = sum(one.error is None for one in handed)
     print(f"{done} submitted" + ("; next: symmbfn dft collect" if done else _nothing(resubmit)))
-
-
-def _settings(code: Code, workflow: Workflow, of_cp2k: Mapping[str, object]) -> DftSettings:
-    from flows.dft_makers import Cp2kSettings, VaspSettings
-
-    given = {option: value for option, value in of_cp2k.items() if value is not None}
-    if code is Code.VASP:
-        for option, value in given.items():
-            raise ConfigError(
-                f"{option} {value} is for --code cp2k; VASP computes as the Materials Project does"
-            )
-        return VaspSettings(workflow.value)
-    defaults = Cp2kSettings()
-    return Cp2kSettings(
-        workflow.value,
-        basis=str(given.get("--basis", defaults.basis)),
-        kpoint_density=float(str(given.get("--kpoint-density", defaults.kpoint_density))),
-    )
 
 
 def _nothing(resubmit: bool) -> str:
@@ -225,10 +179,10 @@ def list_calculations(
     from db.dft import calculations
 
     with common.existing_database(database).session(write=False) as session:
-        found = calculations(session, None if state is None else state.value)
+        found = calculations(session, state)
     if as_json:
         common.print_json(found)
     elif found:
         common.print_table(LISTED, [[row[name] for name in LISTED] for row in found])
     else:
-        print("no calculations" + ("" if state is None else f" are {state.value}"))
+        print("no calculations" + ("" if state is None else f" are {state}"))

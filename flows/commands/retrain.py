@@ -278,6 +278,9 @@ def _check_loop(settings: LoopConfig) -> None:
     from symmbfn.data import CrystalData
 
     filters.parse(settings.retrain.filter)
+    if settings.dft is not None:
+        settings.dft.open_runner()
+        filters.parse(settings.dft.filter or "")
     if settings.dft_hull is not None:
         judging_hull(settings.dft_hull)
     open_database(settings.campaign.database)
