@@ -44,7 +44,7 @@ def look_at(arguments: argparse.Namespace) -> None:
     from symmbfn.crystal import to_structures
     from symmbfn.sample import sample
 
-    drawn = [Structure.from_dict(line["drawn"]) for line in _pool(arguments.file)]
+    drawn = [Structure.from_dict(line["drawn"]) for line in read_pool(arguments.file)]
     potential, config = load("chgnet"), RelaxConfig()
     list(look(drawn[:3], potential, config))  # what is loaded only once
     sample("mp20", 8, seed=0)
@@ -105,13 +105,13 @@ class Pool:
 
 def replay(arguments: argparse.Namespace) -> None:
     """Print what each order finds, and draw it."""
-    lines = _pool(arguments.file)
+    lines = read_pool(arguments.file)
     stored = json.loads(Path(arguments.signals).read_text())
     signals = [None if one is None else Signals(**one) for one in stored["signals"][: len(lines)]]
     costs = stored["drawing"], stored["looking"]
     falls = _learned_elsewhere(lines, signals)
     pools = {
-        name: _judged(lines, signals, costs, Hull.load(name), arguments.novel)
+        name: judged(lines, signals, costs, Hull.load(name), arguments.novel)
         for name in arguments.hull
     }
     everything = np.arange(len(lines))
@@ -129,13 +129,14 @@ def replay(arguments: argparse.Namespace) -> None:
         _plot(pools, falls, Path(arguments.plot))
 
 
-def _judged(
+def judged(
     lines: list[dict[str, Any]],
     signals: list[Signals | None],
     costs: tuple[float, float],
     hull: Hull,
     known_name: str,
 ) -> Pool:
+    """Place a pool against a hull, and tell what in it is new."""
     known = Reference.load(known_name)
     drawn = [Structure.from_dict(line["drawn"]) for line in lines]
     good = [i for i, line in enumerate(lines) if line["status"] == "converged"]
@@ -279,7 +280,8 @@ def _plot(pools: dict[str, Pool], falls: NDArray[np.float64], file: Path) -> Non
     figure.savefig(file, dpi=110)
 
 
-def _pool(file: str) -> list[dict[str, Any]]:
+def read_pool(file: str) -> list[dict[str, Any]]:
+    """Read what `benchmarks.sun relax` wrote, in the order drawn."""
     lines = [json.loads(line) for line in Path(file).read_text().splitlines()]
     return sorted(lines, key=lambda line: int(line["index"]))
 

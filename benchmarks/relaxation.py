@@ -2,14 +2,17 @@
 
     symmbfn generate -n 100 --seed 5 --out crystals.extxyz
     python -m benchmarks.relaxation crystals.extxyz --workers 2
+    python -m benchmarks.relaxation crystals.extxyz --here aside
     python -m benchmarks.relaxation crystals.extxyz --against chgnet@float64
     python -m benchmarks.relaxation crystals.extxyz --hopeless 0.3 --hull mp2020
     python -m benchmarks.relaxation --scaling docs/relaxation.png --against my.model
 
 The first compares with ASE's FIRE and FrechetCellFilter, one crystal after the other in this
-process, with the same calculator, fmax and end; the second, two precisions or potentials relaxed in
-the same way; the third, with and without giving up crystals far above a hull, and tells whether
-one of these would have come within 0.1 eV/atom of it. The two take turns, a few crystals each, so
+process, with the same calculator, fmax and end; the second, ASE's FIRE from a thousandth of an Å
+aside with itself (or `lbfgs`: ASE's own with its FIRE), which tells how much agreement there can
+be; the third, two precisions or potentials relaxed in the same way; the fourth, with and without
+giving up crystals far above a hull, and tells whether one of these would have come within
+0.1 eV/atom of it. The two take turns, a few crystals each, so
 that a busy machine slows both alike. It prints seconds, steps, statuses, and how often the final
 energies are the same within 2 meV/atom. The last plots time and memory against the atoms
 of one crystal and of a batch of cells.
@@ -38,6 +41,7 @@ from relax.relaxation import to_atoms
 from symmbfn.files import read_structures
 
 _SAME = 2e-3  # eV/atom
+_ASIDE = 1e-3  # Å, standard deviation of each coordinate
 _SIZES = (1, 2, 3, 4, 5, 6)  # NaCl supercells of 8 n³ atoms
 _BATCHES = (1, 4, 16, 64)  # cells of 8 atoms
 
@@ -69,22 +73,24 @@ def ours(
     return run
 
 
-def fire(potential: Potential, config: RelaxConfig) -> Method:
-    """Relax with ASE, one after the other."""
+def with_ase(potential: Potential, config: RelaxConfig, way: str = "fire") -> Method:
+    """Relax with ASE, one after the other: by `fire`, by `lbfgs`, or by FIRE from `aside`."""
 
     def run(structures: Sequence[Structure]) -> list[Outcome]:
-        return [_fire(structure, potential, config) for structure in structures]
+        return [_with_ase(structure, potential, config, way) for structure in structures]
 
     return run
 
 
-def _fire(structure: Structure, potential: Potential, config: RelaxConfig) -> Outcome:
+def _with_ase(structure: Structure, potential: Potential, config: RelaxConfig, way: str) -> Outcome:
     from ase.filters import FrechetCellFilter
-    from ase.optimize import FIRE
+    from ase.optimize import FIRE, LBFGS
 
     atoms = to_atoms(structure)
     atoms.calc = potential.calculator()
-    optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)  # type: ignore[arg-type]
+    if way == "aside":
+        atoms.rattle(_ASIDE, seed=0)  # type: ignore[no-untyped-call]
+    optimizer = (LBFGS if way == "lbfgs" else FIRE)(FrechetCellFilter(atoms), logfile=None)
     try:
         converged = optimizer.run(fmax=config.fmax, steps=config.max_steps)
         energy = atoms.get_potential_energy() / len(atoms)
@@ -207,6 +213,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--potential", default="chgnet")
     parser.add_argument("--against", default="fire", help="fire, or another potential")
+    parser.add_argument("--here", default="ours", choices=["ours", "lbfgs", "aside"])
     parser.add_argument("--hopeless", type=float, help="eV/atom; compare with giving up.")
     parser.add_argument("--hull", default="chgnet", help="that --hopeless counts from")
     parser.add_argument("--limit", type=int, default=100)
@@ -246,11 +253,16 @@ def main() -> None:
         given_up(some, compare(some, methods, given.at_once), limit)
         return
     other = (
-        fire(load(given.potential), config)
+        with_ase(load(given.potential), config)
         if given.against == "fire"
         else ours(given.against, config)
     )
-    methods = {given.potential: ours(given.potential, config), given.against: other}
+    here = (
+        ours(given.potential, config)
+        if given.here == "ours"
+        else with_ase(load(given.potential), config, given.here)
+    )
+    methods = {f"{given.potential}, {given.here}": here, given.against: other}
     compare(read[: given.limit], methods, given.at_once)
 
 

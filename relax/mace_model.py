@@ -25,8 +25,8 @@ Graph = dict[str, "NDArray[Any]"]
 class MaceModel:
     """A model of energies, on its device and in its precision."""
 
-    def __init__(self, model: Any, dtype: str, device: str) -> None:
-        """Take a model as mace-torch saves it, of which `unfit` finds nothing wrong."""
+    def __init__(self, model: Any, dtype: str, device: str, head: str = "") -> None:
+        """Take a model as mace-torch saves it, of whose head `unfit` finds nothing wrong."""
         import torch
 
         self._dtype: torch.dtype = getattr(torch, dtype)
@@ -36,7 +36,7 @@ class MaceModel:
             parameter.requires_grad_(False)  # only positions and strain are differentiated
         self._kinds = {int(number): kind for kind, number in enumerate(model.atomic_numbers)}
         self._cutoff = float(model.r_max)
-        self._head = _head(model)
+        self._head = _head(model, head)
 
     def graph(self, numbers: Sequence[int], cell: ArrayLike, positions: ArrayLike) -> Graph:
         """Find the neighbours of each atom.
@@ -112,20 +112,27 @@ class MaceModel:
         return out
 
 
-def unfit(model: Any) -> str:
-    """Tell why a model is none of energies of crystals; empty where it is one."""
+def unfit(model: Any, head: str = "") -> str:
+    """Tell why a model, or this head of it, gives no energies of crystals; empty where it does."""
     if type(model).__name__ not in ("MACE", "ScaleShiftMACE"):
         return f"a {type(model).__name__}"
     if hasattr(model, "joint_embedding"):
         return "a MACE that asks for charges, spins or fields"
-    if _head(model) is None:
-        return f"a MACE of several heads ({', '.join(model.heads)}), none called default"
+    if _head(model, head) is None:
+        heads = ", ".join(_heads(model))
+        return f"a MACE without head {head!r}: {heads}" if head else f"a MACE of the heads {heads}"
     return ""
 
 
-def _head(model: Any) -> int | None:
-    """Return which head gives the energies, by the rule of mace's calculator; None for none."""
-    heads = list(getattr(model, "heads", ["default"]))
+def _heads(model: Any) -> list[str]:
+    return list(getattr(model, "heads", ["default"]))
+
+
+def _head(model: Any, wanted: str) -> int | None:
+    """Return which head gives the energies; unasked, by the rule of mace's calculator."""
+    heads = _heads(model)
+    if wanted:
+        return heads.index(wanted) if wanted in heads else None
     if len(heads) == 1:
         return 0
     return next((index for index, head in enumerate(heads) if head.lower() == "default"), None)

@@ -180,27 +180,26 @@ class MacePotential(Potential):
         return self._model.graph(numbers, structure.lattice.matrix, structure.cart_coords)
 
 
-def file_source(path: Path, energy_scheme: str | None) -> Source:
+def file_source(path: Path, energy_scheme: str | None, head: str = "") -> Source:
     """Make a source of a file of weights that the user names.
 
     Args:
         path: The file; it is unpickled when the potential is loaded, so it must be trusted.
         energy_scheme: What its energies may be compared with; None is the scheme of the published
             weights where the file is one of those, or else `self-consistent:NAME`.
+        head: Which of its energies, where it has several.
     """
-    return Source(
-        info=partial(_file_info, path, energy_scheme),
-        load=lambda device, dtype: _read(path, _file_info(path, energy_scheme), device, dtype),
-    )
+    info = partial(_file_info, path, energy_scheme, head)
+    return Source(info, load=lambda device, dtype: _read(path, info(), device, dtype, head))
 
 
-def _file_info(path: Path, energy_scheme: str | None) -> PotentialInfo:
+def _file_info(path: Path, energy_scheme: str | None, head: str) -> PotentialInfo:
     sha256 = sha256_of(path)
     for name, release in RELEASES.items():
         if sha256 == release.sha256 and energy_scheme in (None, release.energy_scheme):
             return _release_info(name)
     # The hash is in the name, so that retrained weights under the same file name are another one.
-    name = f"{path.stem}-{sha256[:8]}"
+    name = "-".join(part for part in (path.stem, head, sha256[:8]) if part)
     return PotentialInfo(
         name=name,
         energy_scheme=energy_scheme or f"self-consistent:{name}",
@@ -260,7 +259,9 @@ def _fetch_release(name: str) -> None:
         ) from error
 
 
-def _read(path: Path, info: PotentialInfo, device: str, dtype: str) -> MacePotential:
+def _read(
+    path: Path, info: PotentialInfo, device: str, dtype: str, head: str = ""
+) -> MacePotential:
     with _mace_imported():
         import torch
 
@@ -272,11 +273,13 @@ def _read(path: Path, info: PotentialInfo, device: str, dtype: str) -> MacePoten
                 f"{path}: no MACE weights ({type(error).__name__}); give a .model file of "
                 "mace-torch"
             ) from error
-        if why := unfit(model):
-            raise RelaxError(f"{path}: {why}; give one of energies of crystals")
+        if why := unfit(model, head):
+            raise RelaxError(
+                f"{path}: {why}; give one of energies of crystals, of several heads as {path}#HEAD"
+            )
         elements = frozenset(chemical_symbols[number] for number in numbers)
         info = replace(info, dtype=dtype, elements=elements)
-        return MacePotential(MaceModel(model, dtype, device), info)
+        return MacePotential(MaceModel(model, dtype, device, head), info)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ entry point
     my-potential = "my_package.my_module:SOURCE"      # a relax.potentials.Source
 
 which has it listed, loaded and used by name. `NAME@float64` or `NAME@float32` is a potential in
-another precision than its own.
+another precision than its own, and `FILE.model#HEAD` one head of MACE weights that have several.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def find(name_or_path: str, *, energy_scheme: str | None = None) -> PotentialInf
 
     Args:
         name_or_path: A registered name, a file of MACE weights, or a TOML file that names an ASE
-            calculator; with `@float32` or `@float64` for that precision instead of its own.
+            calculator; with `#HEAD` for one of the heads of MACE weights, and with `@float32` or
+            `@float64` for that precision instead of its own.
         energy_scheme: For a file only: what its energies may be compared with. The default is
             that of the published weights where the file is such, or else
             `self-consistent:NAME`, so that it needs a hull of its own (`symmbfn hull build`).
@@ -230,10 +231,12 @@ def _file_source(name_or_path: str, energy_scheme: str | None) -> Source:
         from relax.potential_ase import configured_source
 
         return configured_source(path, energy_scheme)
+    file, _, head = name_or_path.partition("#")
+    path = Path(file).expanduser()
     if path.is_file():
         from relax.potential_mace import file_source
 
-        return file_source(path, energy_scheme)
+        return file_source(path, energy_scheme, head)
     if path.suffix in (".model", ".toml") or "/" in name_or_path:
         raise RelaxError(f"potential {name_or_path!r}: no such file; check the path")
     raise RelaxError(

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
+import re
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from relax.reference_file import FORMATION, TOTAL
 MATERIALS_PROJECT = "mp"
 KEY = "MP_API_KEY"
 _RUN_TYPES = frozenset({"GGA", "GGA+U", "GGA_U", "PBE", "PBE+U"})
+_STATUS = re.compile(r"status code (\d+) on URL \S+ with message:\s*(?:Response )?(.*)")
 _FORMULA = "chemical_formula_reduced"
 _SECONDS, _PAGES, _PAGE = 60, 10_000, 500
 
@@ -68,8 +72,11 @@ def read_elsewhere(
     Raises:
         RelaxError: What is missing, or what cannot be read and where.
     """
+    _check_symbols(source, elements)
     if source == MATERIALS_PROJECT:
-        return _entries(f"Materials Project, {'-'.join(elements)}", _ask_mp(elements), "mp2020")
+        version, entries = _ask_mp(elements)
+        where = f"Materials Project {version}".rstrip() + f", {'-'.join(elements)}"
+        return _entries(where, entries, "mp2020")
     if source.startswith(("http://", "https://")):
         return _optimade(source, _pages(source, elements, energy_field), energy_field)
     if elements:
@@ -84,11 +91,25 @@ def read_elsewhere(
     return _entries(source, data, None)
 
 
-def _ask_mp(elements: Sequence[str]) -> list[Any]:
-    """Ask the Materials Project for all entries of a chemical system and its subsystems."""
+def _check_symbols(source: str, elements: Sequence[str]) -> None:
+    """Refuse what is no element; the client of the Materials Project takes `li` for a material."""
+    from ase.data import atomic_numbers
+
+    for symbol in elements:
+        if not atomic_numbers.get(symbol):
+            raise RelaxError(f"{source}: there is no element {symbol!r}; write them as Li,Fe,O")
+
+
+def _ask_mp(elements: Sequence[str]) -> tuple[str, list[Any]]:
+    """Ask the Materials Project for all entries of a chemical system and its subsystems.
+
+    Returns:
+        The version of its database, "" where it does not say; and the entries, sorted by id.
+    """
     if not elements:
         raise RelaxError("Materials Project: name the elements, such as --elements Li,Fe,O")
-    if not os.environ.get(KEY):
+    key = os.environ.get(KEY, "").strip()
+    if not key:
         raise RelaxError(
             f"Materials Project: no key; put the one of your account into the environment as {KEY}"
         )
@@ -99,15 +120,45 @@ def _ask_mp(elements: Sequence[str]) -> list[Any]:
             "Materials Project: the client is not installed; `uv sync --extra mp`"
         ) from error
     try:
-        with MPRester(os.environ[KEY]) as client:
-            return list(
-                client.get_entries_in_chemsys(
-                    list(elements), additional_criteria={"thermo_types": ["GGA_GGA+U"]}
-                )
+        with _connect(MPRester, key) as client:
+            version = str(getattr(client, "db_version", None) or "")
+            entries = client.get_entries_in_chemsys(
+                list(elements), additional_criteria={"thermo_types": ["GGA_GGA+U"]}
             )
     except Exception as error:  # the client raises classes of several libraries
-        why = str(error).partition("\n")[0]
-        raise RelaxError(f"Materials Project: {type(error).__name__}: {why:.200}") from error
+        raise RelaxError(f"Materials Project: {_reason(error)}") from error
+    found = {symbol for entry in entries for symbol in entry.composition.chemical_system_set}
+    if absent := sorted(set(elements) - found):
+        raise RelaxError(f"Materials Project: it has no entries with {', '.join(absent)}")
+    return version, sorted(entries, key=lambda entry: str(entry.entry_id))
+
+
+def _connect(client: Any, key: str) -> Any:
+    """Make the client, which would wait for the server's first word without end."""
+    with ThreadPool(1) as pool:
+        try:
+            return pool.apply_async(client, [key]).get(_SECONDS)
+        except multiprocessing.TimeoutError:
+            raise TimeoutError(f"no answer in {_SECONDS} s") from None
+
+
+def _reason(error: BaseException) -> str:
+    """Say in one line what the client met with."""
+    if answer := _STATUS.search(str(error)):
+        code, message = answer.groups()
+        if code in ("401", "403"):
+            return (
+                f"it refuses the key in {KEY} ({code}: {message:.100}); take that of your account "
+                "at https://materialsproject.org/api"
+            )
+        return f"it answers {code}: {message:.100}; try again later, or update mp-api"
+    cause = error
+    while inner := cause.__cause__ or cause.__context__:
+        cause = inner
+    why = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]:.200}"
+    if isinstance(cause, OSError):
+        return f"it cannot be reached ({why}); try again later"
+    return why if cause is error else f"it cannot be understood ({why}); try again later"
 
 
 def _entries(where: str, entries: Sequence[Any], energy_scheme: str | None) -> Table:

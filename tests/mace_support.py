@@ -11,6 +11,7 @@ import numpy as np
 from ase.io import write
 from pymatgen.core import Lattice, Structure
 
+from relax.potential_mace import _mace_imported
 from relax.potentials import Potential
 from relax.relaxation import to_atoms
 
@@ -65,3 +66,27 @@ def train_small_mace(teacher: Potential, folder: Path) -> Path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return folder / "tiny.model"
+
+
+def mace_of_two_heads(folder: Path) -> Path:
+    """Write a tiny MACE of the heads `pbe` and `r2scan`, never trained."""
+    with _mace_imported():
+        import torch
+        from e3nn.o3 import Irreps
+        from mace.modules import ScaleShiftMACE, interaction_classes
+
+        torch.manual_seed(0)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        block = interaction_classes["RealAgnosticResidualInteractionBlock"]
+        model = ScaleShiftMACE(
+            r_max=4.0, num_bessel=4, num_polynomial_cutoff=5, max_ell=1, num_interactions=2,
+            interaction_cls=block, interaction_cls_first=block, num_elements=2,
+            hidden_irreps=Irreps("8x0e"), MLP_irreps=Irreps("8x0e"), gate=torch.nn.functional.silu,
+            atomic_energies=np.array([[-1.0, -2.0], [-3.0, -4.0]]), avg_num_neighbors=8.0,
+            atomic_numbers=[11, 17], correlation=1, heads=["pbe", "r2scan"],
+            atomic_inter_scale=[1.0, 1.5], atomic_inter_shift=[0.0, 0.1],
+        )  # fmt: skip
+        torch.set_default_dtype(before)
+        torch.save(model, folder / "two.model")
+    return folder / "two.model"

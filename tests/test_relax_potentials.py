@@ -22,7 +22,7 @@ from relax.optimize import RelaxConfig, relax
 from relax.potential_mace import RELEASES, _mace_imported
 from relax.relaxation import to_atoms
 from tests.crystals import bent, make
-from tests.mace_support import rock_salt, train_small_mace
+from tests.mace_support import mace_of_two_heads, rock_salt, train_small_mace
 from tests.relax_support import TOY_MODULE, add_entry_point
 
 loaded = cache(potentials.load)
@@ -393,7 +393,7 @@ def test_mace_names_agree_with_its_package_and_leave_the_process_safe(tmp_path, 
         from mace.tools.utils import get_cache_dir
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
 
-    several_heads = {"mh-0", "mh-1"}  # of different energies; `unfit` refuses them
+    several_heads = {"mh-0", "mh-1"}  # given by path, with the head that is meant
     assert {release.key for release in RELEASES.values()} == mace_mp_urls.keys() - several_heads
     for release in RELEASES.values():
         assert mace_mp_urls[release.key].endswith(f"/{release.file}")
@@ -437,7 +437,7 @@ def test_mace_gives_the_numbers_of_its_own_calculator(small_mace, dtype, within)
     [
         ("PolarMACE", {}, "a PolarMACE"),
         ("ScaleShiftMACE", {"joint_embedding": 1}, "asks for charges, spins or fields"),
-        ("ScaleShiftMACE", {"heads": ["pbe", "r2scan"]}, "several heads (pbe, r2scan)"),
+        ("ScaleShiftMACE", {"heads": ["pbe", "r2scan"]}, "of the heads pbe, r2scan"),
         ("ScaleShiftMACE", {"heads": ["pbe", "Default"]}, ""),
         ("MACE", {}, ""),
     ],
@@ -445,3 +445,30 @@ def test_mace_gives_the_numbers_of_its_own_calculator(small_mace, dtype, within)
 def test_a_mace_of_something_else_is_told_apart(kind, fields, told):
     model = type(kind, (), fields)()
     assert told in unfit(model) and bool(unfit(model)) == bool(told)
+
+
+@pytest.mark.filterwarnings("ignore")  # of e3nn and torch
+def test_one_of_several_heads_is_asked_for_by_its_name(tmp_path):
+    file = mace_of_two_heads(tmp_path)
+    atoms = to_atoms(bent(rock_salt(5.6)))
+    with _mace_imported():
+        from mace.calculators import MACECalculator
+
+        theirs = {
+            head: MACECalculator(str(file), device="cpu", default_dtype="float64", head=head)
+            for head in ("pbe", "r2scan")
+        }
+    energies = {}
+    for head, calculator in theirs.items():
+        potential = potentials.load(f"{file}#{head}")
+        assert re.fullmatch(rf"two-{head}-[0-9a-f]{{8}}", potential.info.name)
+        (ours,) = potential.gradients([atoms])
+        atoms.calc = calculator
+        assert ours[0] == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        assert ours[1] == pytest.approx(atoms.get_forces(), abs=1e-9)
+        energies[head] = ours[0]
+    assert energies["pbe"] != pytest.approx(energies["r2scan"])
+    with pytest.raises(RelaxError, match=r"of the heads pbe, r2scan; .* as .*two\.model#HEAD"):
+        potentials.load(str(file))
+    with pytest.raises(RelaxError, match=r"without head 'scan': pbe, r2scan"):
+        potentials.load(f"{file}#scan")
