@@ -323,7 +323,10 @@ def candidate(session: Session, material_id: str) -> dict[str, Any]:
         raise DatabaseError(
             f"no candidate {material_id} in this database: list them with `symmbfn candidates`"
         )
-    return {"material_id": material_id, **_document(row)}
+    document = {"material_id": material_id, **_document(row)}
+    if row.state == "failed" and row.relaxations:  # why, where one looks first
+        document["reason"] = row.relaxations[-1].reason
+    return document
 
 
 def _document(row: Base) -> dict[str, Any]:

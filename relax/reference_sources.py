@@ -153,12 +153,15 @@ def _reason(error: BaseException) -> str:
             )
         return f"it answers {code}: {message:.100}; try again later, or update mp-api"
     cause = error
-    while inner := cause.__cause__ or cause.__context__:
+    while inner := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__):
         cause = inner
-    why = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]:.200}"
+    text = str(cause).partition("\n")[0][:200]
+    why = f"{type(cause).__name__}: {text}"
     if isinstance(cause, OSError):
         return f"it cannot be reached ({why}); try again later"
-    return why if cause is error else f"it cannot be understood ({why}); try again later"
+    if type(cause).__name__ == "MPRestError":
+        return text
+    return f"its answer cannot be used ({why}); try again later, or update mp-api"
 
 
 def _entries(where: str, entries: Sequence[Any], energy_scheme: str | None) -> Table:

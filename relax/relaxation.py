@@ -244,7 +244,7 @@ class _Run:
             self._give_up()
         raise _Ended(
             Status.STEP_LIMIT,
-            f"not converged after {self.steps} steps; allow more with max_steps",
+            f"not converged after {self.steps} steps; allow more",
         )
 
     def _converged(self) -> bool:

@@ -23,12 +23,13 @@ def rock_salt(a: float = 5.69) -> Structure:
     ).get_primitive_structure()
 
 
-def train_small_mace(teacher: Potential, folder: Path) -> Path:
+def train_small_mace(teacher: Potential, folder: Path, *options: str) -> Path:
     """Train it to energies, forces and stresses of strained, rattled NaCl.
 
     Args:
         teacher: Labels the crystals.
         folder: For the files of the training.
+        options: Of mace's command, which win over those here.
 
     Returns:
         The file of weights, as foundation models come.
@@ -59,6 +60,7 @@ def train_small_mace(teacher: Potential, folder: Path) -> Path:
             *("--batch_size", "4", "--max_num_epochs", "40", "--eval_interval", "40"),
             *("--default_dtype", "float64", "--energy_key", "REF_energy"),
             *("--forces_key", "REF_forces", "--stress_key", "REF_stress"),
+            *options,
         ],
         check=True,
         cwd=folder,

@@ -372,6 +372,14 @@ def test_candidate_is_traced_to_its_origin(database: Database) -> None:
     assert verdict["settings"] == SCREEN and verdict["energy_above_hull"] == -0.02
 
 
+def test_a_failed_candidate_tells_why_where_one_looks_first(database: Database) -> None:
+    with database.session() as session:
+        filled(session)
+    with database.session(write=False) as session:
+        found = queries.candidate(session, "sbfn-4")
+    assert (found["state"], found["reason"]) == ("failed", "volume ratio 9")
+
+
 @pytest.mark.parametrize("bad", ["sbfn-99", "42", "sbfn-", "sbfn-1; DROP", "sbfn-²", "mp-1"])
 def test_unknown_id_is_one_line(database: Database, bad: str) -> None:
     with database.session(write=False) as session, pytest.raises(DatabaseError) as caught:
