@@ -12,7 +12,15 @@
 lowest energy of every composition in their chemical systems, and the known crystals that share a
 formula with one of them. `score` gives these to MatterGen, the hull and the known crystals each to
 the part that wants them, once with each of its structure matchers. `compare` tells how often its
-verdicts are ours, and for each other one what StructureMatcher says of the pairs in question.
+verdicts are ours, and of every crystal where one is not, why, with the numbers that decide:
+
+    quarantined      too far below the hull to be trusted here
+    not_assessable   no compound of its elements is known, so it has no place on the hull here
+    order            StructureMatcher matches the pair in one order only
+    supercell        the matcher of alloys also tries a supercell of the smaller primitive cell
+    alike            the matcher of alloys lets similar elements share their sites
+    unexplained      none of these
+
 Run all three in the repository's root, as modules: this file, run as a script, hides MatterGen.
 """
 
@@ -21,12 +29,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pymatgen.analysis.structure_matcher import OrderDisorderElementComparator, StructureMatcher
 from pymatgen.core import Composition, Structure
 
 if TYPE_CHECKING:
@@ -39,6 +49,17 @@ Columns = dict[str, list[Any]]
 
 LIMITS = {"stable": 0.0, "metastable": 0.1}  # eV/atom
 SUN = {"stable": "S.U.N.", "metastable": "metastable S.U.N."}
+
+PLAIN = StructureMatcher()
+ALLOYS = StructureMatcher(  # as MatterGen sets it up
+    attempt_supercell=True, allow_subset=True, comparator=OrderDisorderElementComparator()
+)
+SUPERCELLS = StructureMatcher(attempt_supercell=True)
+TOLERANCES = {  # of StructureMatcher, from its defaults on
+    "ltol": np.arange(0.2, 0.5, 0.01).tolist(),
+    "stol": np.arange(0.3, 0.6, 0.01).tolist(),
+    "angle_tol": np.arange(5, 15, 0.1).tolist(),
+}
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -174,23 +195,24 @@ def score(arguments: argparse.Namespace) -> None:
         columns["unique"] = frame["is_unique"].tolist()
         columns["novel"] = frame["is_novel"].tolist()
         columns["above"] = frame["energy_above_hull"].tolist()
-        matched = evaluator.matches_in_reference
-        columns["known as"] = [matched.get(row, []) for row in range(len(structures))]
         columns["alike"] = alike
     arguments.out.write_text(json.dumps(found))
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Print how often the verdicts agree, and every crystal on which they do not."""
+    """Print how often the verdicts agree, and every crystal on which they do not, and why."""
     data = json.loads(arguments.file.read_text())
     theirs: dict[str, Columns] = json.loads(arguments.verdicts.read_text())
     structures = [Structure.from_dict(one["relaxed"]) for one in data["crystals"]]
-    labels = [f"crystal {one['index']}" for one in data["crystals"]]
     known = [(name, Structure.from_dict(one)) for name, one in data["known"]]
     formulas = {structure.reduced_formula for _, structure in known}
     shared = sum(structure.reduced_formula in formulas for structure in structures)
     print(f"{len(structures)} crystals, {shared} of a known formula")
     ours = _ours(data, structures, [structure for _, structure in known])
+    named = [
+        (f"crystal {one['index']}", structure)
+        for one, structure in zip(data["crystals"], structures, strict=True)
+    ]
     for matcher, columns in theirs.items():
         off = np.abs(np.subtract(ours["above"], columns["above"]))
         print(f"{matcher}; energies above the hull differ by up to {np.nanmax(off):.0e} eV/atom")
@@ -200,17 +222,25 @@ def compare(arguments: argparse.Namespace) -> None:
             print(f"  {name:17} agree on {len(structures) - len(rows)}; ", end="")
             print(f"ours {sum(ours[name])}, MatterGen's {sum(columns[name])}")
             for row in rows:
-                only = "ours" if ours[name][row] else "MatterGen's"
-                differ.setdefault(row, []).append(f"{name} only {only}")
-        for row, verdicts in sorted(differ.items()):
-            structure = structures[row]
-            print(f"  {labels[row]}, {structure.reduced_formula}: {', '.join(verdicts)}")
-            print(f"    here {ours['tier'][row]}; ", end="")
-            print(f"there {columns['above'][row]:.3f} eV/atom above the hull, ", end="")
-            print(f"elements alike: {', '.join(columns['alike'][row]) or 'none'}, ", end="")
-            print(f"matches: {', '.join(columns['known as'][row]) or 'none'}")
-            earlier = zip(labels[:row], structures[:row], strict=True)
-            _print_pairs(structure, [*earlier, *known])
+                differ.setdefault(row, []).append(name)
+        tally: Counter[str] = Counter()
+        for row, names in sorted(differ.items()):
+            whose = [f"{name} only {'ours' if ours[name][row] else 'theirs'}" for name in names]
+            print(f"  {named[row][0]}, {structures[row].reduced_formula}: {', '.join(whose)}")
+            alike = [group for group in columns["alike"][row] if group]
+            if matcher == "OrderedStructureMatcher":
+                alike = []
+            causes = []  # of S.U.N. too, which follows from the others
+            if not LIMITS.keys().isdisjoint(names):
+                causes.append(_of_energy(ours, row, columns["above"][row]))
+            for name, others in (("unique", named[:row]), ("novel", known)):
+                if name in names:
+                    pairs = [_of_pair(structures[row], alike, *other) for other in others]
+                    causes += [cause for cause in pairs if cause] or [("unexplained", name)]
+            tally.update({cause for cause, _ in causes})
+            for cause, numbers in causes:
+                print(f"    {cause}: {numbers}")
+        print(f"  crystals by cause: {dict(tally.most_common())}")
 
 
 def _ours(data: dict[str, Any], structures: list[Structure], known: list[Structure]) -> Columns:
@@ -237,23 +267,84 @@ def _ours(data: dict[str, Any], structures: list[Structure], known: list[Structu
     }
     for name in LIMITS:
         passed[SUN[name]] = passed[name] & is_unique & is_novel
-    return {"above": above, "tier": tiers, **{key: one.tolist() for key, one in passed.items()}}
+    compounds = [hull.coverage(structure.composition).phases for structure in structures]
+    return {
+        "above": above,
+        "tier": tiers,
+        "compounds": compounds,
+        **{key: one.tolist() for key, one in passed.items()},
+    }
 
 
-def _print_pairs(structure: Structure, others: Sequence[tuple[str, Structure]]) -> None:
-    """Print what is said of the crystal and each other one of its formula."""
-    from pymatgen.core.structure_matcher import StructureMatcher
+def _of_energy(ours: Columns, row: int, above: float) -> tuple[str, str]:
+    """Tell why a crystal is stable here and not there, or the reverse."""
+    tier = ours["tier"][row]
+    cause = tier if tier in ("quarantined", "not_assessable") else "unexplained"
+    known = f"compounds of its elements known: {ours['compounds'][row]}"
+    return cause, f"{above:.3f} eV/atom above the hull there, {known}"
 
+
+def _of_pair(
+    new: Structure, alike: list[str], name: str, other: Structure
+) -> tuple[str, str] | None:
+    """Tell why a pair is one crystal here and two there, or the reverse; None where it is neither.
+
+    Args:
+        new: Asked about.
+        alike: Elements that may share sites there, as `Ir-Si`.
+        name: Of the other.
+        other: Known, or an earlier one.
+    """
     from relax.matching import matches
 
-    matcher = StructureMatcher()
-    for name, other in others:
-        if other.reduced_formula == structure.reduced_formula:
-            ratio = structure.volume / len(structure) / (other.volume / len(other))
-            print(f"    {name}: volume ratio {ratio:.3f}, ", end="")
-            print(f"here {matches(structure, other)}, StructureMatcher ", end="")
-            print(f"{matcher.fit(structure, other)}; turned {matches(other, structure)}, ", end="")
-            print(matcher.fit(other, structure))
+    if new.reduced_formula != other.reduced_formula:
+        return None
+    here, plain, turned = matches(other, new), PLAIN.fit(new, other), PLAIN.fit(other, new)
+    mixed = _mixed(new, alike)
+    if here == (plain or (bool(alike) and ALLOYS.fit(mixed, other))):
+        return None
+    if here == turned != plain:  # here the other one comes first
+        orders = [("crystal, other", new, other), ("other, crystal", other, new)]
+        fit, unfit = orders if plain else reversed(orders)
+        far = _farthest(PLAIN, *fit[1:])
+        return "order", f"{name}: ({fit[0]}) match, {far}, ({unfit[0]}) {_needed(*unfit[1:])}"
+    if not (here or turned):
+        if SUPERCELLS.fit(new, other):
+            return "supercell", f"{name}: {_farthest(SUPERCELLS, new, other)}"
+        if not ALLOYS.fit(new, other):
+            return "alike", f"{name}: {', '.join(alike)} mixed, {_farthest(ALLOYS, mixed, other)}"
+    return "unexplained", f"{name}: here {here}, StructureMatcher {plain}, turned {turned}"
+
+
+def _mixed(structure: Structure, alike: list[str]) -> Structure:
+    """Let alike elements share all their sites, as MatterGen's matcher of alloys does."""
+    amounts = structure.composition
+    mixtures: dict[Any, Any] = {}
+    for group in alike:
+        symbols = group.split("-")
+        total = sum(amounts[symbol] for symbol in symbols)
+        for symbol in symbols:
+            mixtures[symbol] = {one: amounts[one] / total for one in symbols}
+    return structure.copy().replace_species(mixtures)
+
+
+def _farthest(matcher: StructureMatcher, one: Structure, other: Structure) -> str:
+    """Tell how far apart atoms are in the best match, in cube roots of the volume per atom."""
+    _, farthest = matcher.get_rms_dist(one, other)  # type: ignore[no-untyped-call]
+    return f"atoms within {farthest:.3f}"
+
+
+def _needed(one: Structure, other: Structure) -> str:
+    """Tell which of the tolerances, and how much of it, would let two crystals match."""
+    least = []
+    for name, tried in TOLERANCES.items():
+        for tolerance in tried:
+            matcher = StructureMatcher()
+            setattr(matcher, name, tolerance)
+            if matcher.fit(one, other):
+                least.append(f"{name} {tolerance:.4g}, is {tried[0]:.4g}")
+                break
+    return f"would with {'; '.join(least)}" if least else "would with no tolerance alone"
 
 
 def main() -> None:
