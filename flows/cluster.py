@@ -5,10 +5,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from prefect import flow
 from prefect.task_runners import TaskRunner
 
 from flows.errors import ConfigError
-from flows.settings import DaskSettings
+from flows.settings import CampaignConfig, DaskSettings
+
+
+def relax(config: CampaignConfig, settings: DaskSettings, campaign: int, task: Any) -> None:
+    """Let several workers of a cluster relax one campaign; each crystal is lent to one of them."""
+
+    @flow(name="relax-on-cluster", persist_result=False, task_runner=task_runner(settings))
+    def shared(config: CampaignConfig, campaign: int, jobs: int) -> None:
+        for job in [task.submit(config, campaign) for _ in range(jobs)]:
+            job.result()
+
+    shared(config, campaign, settings.jobs)
 
 
 def task_runner(settings: DaskSettings) -> TaskRunner[Any]:

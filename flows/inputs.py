@@ -173,12 +173,3 @@ def conditions(config: CampaignConfig) -> Conditions:
     from symmbfn.conditions import Conditions
 
     return Conditions(**config.conditions.model_dump(exclude_none=True))
-
-
-def warm_up() -> None:
-    """Import what the stages will import anyway, while something else is being waited for."""
-    import torch
-
-    import symmbfn.sample
-
-    del torch, symmbfn

@@ -1,141 +1,101 @@
-"""Prefect tasks around the stages: retries and limits, no science; only numbers travel."""
+"""Prefect as the engine: steps are its tasks, pipelines its flows; only numbers travel."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from flows import (
     artifacts,
-    checkpoints,
-    gate,
-    loop_round,
+    cluster,
     stage_generate,
     stage_judge,
     stage_rank,
     stage_relax,
     stage_retrain,
     stage_screen,
-    training_set,
 )
-from flows.retrain_settings import LoopConfig, RetrainConfig
+from flows.engine import RETRY_DELAYS, Engine, is_transient
 from flows.settings import CampaignConfig, one_line
 
-
-def is_transient(task: Any, task_run: Any, state: Any) -> bool:
-    """Tell whether a failed task may do better: a lost or locked database, never bad input."""
-    from sqlalchemy.exc import DBAPIError
-
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, DBAPIError | OSError) or isinstance(error.__cause__, DBAPIError)
-
-
-# Each stage goes on from what the database holds, so that a retry never repeats finished work;
-# a limit on the tag, `prefect concurrency-limit create symmbfn-relax 1`, is shared by all runs.
-_RETRYING: dict[str, Any] = {
-    "retries": 3,
-    "retry_delay_seconds": [5, 30, 120],
-    "retry_condition_fn": is_transient,
-    "cache_policy": NO_CACHE,
+# A limit on a tag, `prefect concurrency-limit create symmbfn-relax 1`, is shared by all runs.
+_OPTIONS: dict[Callable[..., Any], dict[str, Any]] = {
+    stage_generate.generate_batch: {
+        "tags": ["symmbfn-generate"],
+        "task_run_name": "generate-{number}",
+    },
+    stage_rank.rank_pending: {"tags": ["symmbfn-relax"]},
+    stage_relax.relax_pending: {"tags": ["symmbfn-relax"]},
+    stage_screen.screen_pending: {"tags": ["symmbfn-screen"]},
+    stage_judge.judge_pending: {"tags": ["symmbfn-relax"]},
+    stage_retrain.train: {"tags": ["symmbfn-train"]},
+}
+# The flow of each pipeline; flow files import this one, and Prefect may load them twice.
+_FLOWS = {
+    "discover": "flows.campaign",
+    "retrain": "flows.retrain",
+    "loop": "flows.loop",
+    "submit": "flows.dft",
+    "collect": "flows.dft",
 }
 
 
-@task(**_RETRYING)
-def unfinished(config: CampaignConfig) -> list[int]:
-    """Find campaigns of these settings that were left unfinished; return their seeds."""
-    return stage_generate.unfinished_seeds(config)
+class PrefectEngine(Engine):
+    """Runs each step as a task and each part as a flow of its own."""
+
+    @property
+    def run_id(self) -> str:
+        """Of the flow run; its retries keep it."""
+        return flow_run.get_id() or ""
+
+    def step[**P, R](self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a step as a task."""
+        result: R = as_task(function)(*args, **kwargs)
+        return result
+
+    def part[C, R](self, pipeline: Callable[[C, Engine], R], config: C) -> R:
+        """Run a pipeline as its flow."""
+        name = pipeline.__name__
+        result: R = getattr(import_module(_FLOWS[name]), name)(config)
+        return result
+
+    def relax(self, config: CampaignConfig, campaign: int) -> None:
+        """Relax here, or on the Dask cluster that the settings name."""
+        if config.dask is None:
+            super().relax(config, campaign)
+        else:
+            cluster.relax(config, config.dask, campaign, as_task(stage_relax.relax_pending))
+
+    def publish(self, config: CampaignConfig, campaign: int) -> None:
+        """Show the campaign on Prefect's page; it is none the worse where that fails."""
+        try:
+            artifacts.publish(config, campaign)
+        except Exception as error:
+            self.warn(f"nothing to see on the page of this run: {one_line(error)}")
+
+    def warn(self, text: str) -> None:
+        """Tell it to whoever watches, and in the log of the run."""
+        super().warn(text)
+        get_run_logger().warning(text)
 
 
-@task(**_RETRYING)
-def start(config: CampaignConfig) -> int:
-    """Find or start the campaign; return its row number."""
-    return stage_generate.open_campaign(config)
+@cache
+def as_task(function: Callable[..., Any]) -> Any:
+    """Return the task that runs a step."""
+    return task(
+        retries=len(RETRY_DELAYS),
+        retry_delay_seconds=list(RETRY_DELAYS),
+        retry_condition_fn=_may_do_better,
+        cache_policy=NO_CACHE,
+        **_OPTIONS.get(function, {}),
+    )(function)
 
 
-@task(tags=["symmbfn-generate"], task_run_name="generate-{number}", **_RETRYING)
-def generate(config: CampaignConfig, campaign: int, number: int) -> None:
-    """Draw and store one batch of crystals."""
-    stage_generate.generate_batch(config, campaign, number)
-
-
-@task(tags=["symmbfn-relax"], **_RETRYING)
-def rank(config: CampaignConfig, campaign: int) -> None:
-    """Settle which crystals are relaxed first, where there is a budget for it."""
-    stage_rank.rank_pending(config, campaign)
-
-
-@task(tags=["symmbfn-relax"], **_RETRYING)
-def relax(config: CampaignConfig, campaign: int) -> None:
-    """Relax and store what is not relaxed yet."""
-    stage_relax.relax_pending(config, campaign)
-
-
-@task(tags=["symmbfn-screen"], **_RETRYING)
-def screen(config: CampaignConfig, campaign: int) -> None:
-    """Judge and store what has no verdict yet."""
-    stage_screen.screen_pending(config, campaign)
-
-
-@task(tags=["symmbfn-relax"], **_RETRYING)
-def judge(config: CampaignConfig, campaign: int) -> None:
-    """Ask a second potential, where the settings name one."""
-    stage_judge.judge_pending(config, campaign)
-
-
-@task(**_RETRYING)
-def finish(config: CampaignConfig, campaign: int) -> None:
-    """Note that the campaign is done."""
-    stage_generate.close_campaign(config, campaign)
-
-
-@task(cache_policy=NO_CACHE)
-def publish(config: CampaignConfig, campaign: int) -> None:
-    """Show the campaign on Prefect's page; it is none the worse where that fails."""
-    try:
-        artifacts.publish(config, campaign)
-    except Exception as error:
-        get_run_logger().warning("nothing to see on this page: %s", one_line(error))
-
-
-@task(**_RETRYING)
-def with_checkpoint(config: CampaignConfig) -> CampaignConfig:
-    """Say which checkpoint is meant where the settings say "promoted"."""
-    return checkpoints.resolved(config)
-
-
-@task(**_RETRYING)
-def freeze(config: RetrainConfig) -> int:
-    """Choose and store what is trained on; return the training set's row number."""
-    return training_set.freeze(config)
-
-
-@task(tags=["symmbfn-train"], **_RETRYING)
-def fine_tune(config: RetrainConfig, frozen: int) -> int:
-    """Train the next checkpoint on a frozen set; return its row number."""
-    return stage_retrain.train(config, frozen)
-
-
-@task(**_RETRYING)
-def fresh_samples(config: RetrainConfig, checkpoint: int) -> list[CampaignConfig]:
-    """Return the campaigns that the gate compares; none once it has decided."""
-    return gate.fresh_samples(config, checkpoint)
-
-
-@task(**_RETRYING)
-def decide(config: RetrainConfig, checkpoint: int) -> None:
-    """Promote the checkpoint, or reject it and say why."""
-    gate.decide(config, checkpoint)
-
-
-@task(**_RETRYING)
-def plan(config: LoopConfig, number: int) -> loop_round.Round:
-    """Say what a round of a loop does."""
-    return loop_round.plan(config, number)
-
-
-@task(**_RETRYING)
-def is_narrow(config: LoopConfig, number: int) -> bool:
-    """Tell whether a round's crystals are so much alike that the loop must end."""
-    return loop_round.is_narrow(config, number)
+def _may_do_better(task: Any, task_run: Any, state: Any) -> bool:
+    return is_transient(state.result(raise_on_failure=False))

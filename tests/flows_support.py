@@ -141,21 +141,10 @@ def tiny_config(checkpoint: Path, database: str, **more: object) -> CampaignConf
 
 def run_stages(config: CampaignConfig) -> int:
     """Run a campaign without Prefect; return its row number."""
-    from flows.stage_generate import close_campaign, generate_batch, open_campaign
-    from flows.stage_judge import judge_pending
-    from flows.stage_rank import rank_pending
-    from flows.stage_relax import relax_pending
-    from flows.stage_screen import screen_pending
+    from flows.engine import Engine
+    from flows.pipeline import discover
 
-    campaign = open_campaign(config)
-    for number in range(config.number_of_batches):
-        generate_batch(config, campaign, number)
-    rank_pending(config, campaign)
-    relax_pending(config, campaign)
-    screen_pending(config, campaign)
-    judge_pending(config, campaign)
-    close_campaign(config, campaign)
-    return campaign
+    return discover(config, Engine())
 
 
 def tiny_loop(folder: Path) -> LoopConfig:
@@ -197,7 +186,7 @@ def run_until_commit(settings: str, last: int) -> None:
     run_stages(CampaignConfig.model_validate_json(settings))
 
 
-def discover_until_commit(settings: str, moment: str, last: int, home: str) -> None:
+def discover_until_commit(settings: str, moment: str, last: int, server: str) -> None:
     """Run a campaign by Prefect, and be killed at the `last`-th commit.
 
     Args:
@@ -205,18 +194,14 @@ def discover_until_commit(settings: str, moment: str, last: int, home: str) -> N
         moment: `after_commit`, so that Prefect does not know what is stored, or `before_commit`,
             so that it knows more than that.
         last: Of our commits.
-        home: Where Prefect may write.
+        server: Address of a Prefect server.
     """
-    from flows import server
+    os.environ["PREFECT_API_URL"] = server
+    from flows import pipeline
+    from flows.engine import chosen
 
-    os.environ |= {"XDG_CACHE_HOME": f"{home}/cache", "PREFECT_HOME": f"{home}/prefect"}
-    server.set_environment()
-    with server.starting() as temporary:
-        from flows.campaign import discover
-
-        with server.ready(temporary):
-            _killed_at(moment, last)
-            discover(CampaignConfig.model_validate_json(settings))
+    _killed_at(moment, last)
+    chosen().part(pipeline.discover, CampaignConfig.model_validate_json(settings))
 
 
 def _killed_at(moment: str, last: int) -> None:

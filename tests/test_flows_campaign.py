@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,9 @@ from db.models import Campaign, Candidate, Provenance, Relaxation, Stability
 from db.session import Database, open_database
 from flows import progress
 from flows.assess import assess, limit_of, place
-from flows.campaign import discover
 from flows.cli import run
 from flows.commands.discover import _show
+from flows.engine import Engine, is_transient
 from flows.errors import ConfigError
 from flows.inputs import check, load_hull, load_reference
 from flows.leases import free_dead, worker_name
@@ -41,15 +40,12 @@ from flows.stage_generate import (
     close_campaign,
     compare,
     examine,
-    generate_batch,
     open_campaign,
     store,
     unfinished_seeds,
 )
-from flows.stage_rank import rank_pending
 from flows.stage_relax import Best, relax_pending
 from flows.stage_screen import screen_pending
-from flows.tasks import is_transient
 from relax import matching
 from relax.hull import Hull
 from relax.optimize import RelaxResult, Status
@@ -144,32 +140,20 @@ def test_a_campaign_does_not_go_on_by_another_protocol(
 
 
 def test_a_run_without_a_seed_finishes_what_a_killed_one_left(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path
 ) -> None:
-    stages = SimpleNamespace(
-        with_checkpoint=lambda config: config,
-        unfinished=unfinished_seeds,
-        start=open_campaign,
-        generate=generate_batch,
-        rank=rank_pending,
-        relax=relax_pending,
-        screen=screen_pending,
-        finish=close_campaign,
-        publish=lambda config, campaign: None,
-    )
-    monkeypatch.setattr("flows.campaign.tasks", stages)  # the stages without Prefect
     config = tiny_config(checkpoint, url(tmp_path), n=1, seed=None)
     killed = config.model_copy(update={"seed": 5})
     other = config.model_copy(update={"seed": 6, "n": 2})
     named = config.model_copy(update={"seed": 7, "key": "mine"})  # it may be at work elsewhere
     assert [open_campaign(one) for one in (killed, other, named)] == [1, 2, 3]
     assert unfinished_seeds(config) == [5]
-    assert discover.fn(config) == 4
-    assert unfinished_seeds(config) == [] and discover.fn(config) == 4
+    assert run_stages(config) == 4
+    assert unfinished_seeds(config) == [] and run_stages(config) == 5
     with open_database(config.database).session(write=False) as session:
         campaigns = session.scalars(select(Campaign).order_by(Campaign.id)).all()
         finished = [one.finished_at is not None for one in campaigns]
-        assert finished == [True, False, False, True]
+        assert finished == [True, False, False, True, True]
         assert queries.batch_numbers(session, 1) == {0}
 
 
@@ -326,10 +310,28 @@ def test_a_database_that_stays_locked_is_told(
             batch_row(session, 1, 1)
         with database.session(write=False) as session:
             assert len(session.scalars(select(Relaxation)).all()) == 1
-    failed = SimpleNamespace(result=lambda raise_on_failure: told.value)
-    assert is_transient(None, None, failed)
-    failed = SimpleNamespace(result=lambda raise_on_failure: ConfigError("bad"))
-    assert not is_transient(None, None, failed)
+    assert is_transient(told.value) and not is_transient(ConfigError("bad"))
+
+
+def test_a_step_is_tried_again_where_that_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("flows.engine.time.sleep", waited.append)
+    ends: list[Exception | None] = [OSError("gone"), ConnectionError("still gone"), None]
+
+    def step(name: str) -> str:
+        end = ends.pop(0)
+        if end is not None:
+            raise end
+        return name
+
+    assert Engine().step(step, "done") == "done" and waited == [5, 30]
+    ends[:] = [ConfigError("bad"), None]
+    with pytest.raises(ConfigError):
+        Engine().step(step, "done")
+    ends[:] = [OSError("gone")] * 4
+    with pytest.raises(OSError, match="gone"):
+        Engine().step(step, "done")
+    assert waited == [5, 30, 5, 30, 120]
 
 
 def test_others_may_write_while_crystals_are_compared(

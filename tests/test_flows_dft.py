@@ -18,12 +18,13 @@ from sqlalchemy import update
 from db import dft, queries
 from db.models import DftCalculation, utc_now
 from db.session import Database
-from flows import dft_collect, dft_submit
+from flows import dft_collect, dft_submit, pipeline
 from flows.cli import run
 from flows.dft_makers import Cp2kSettings, VaspSettings, document
 from flows.dft_results import UnusableError, check_same, read
 from flows.dft_runners import LocalRunner, Outcome, Runner
 from flows.dft_settings import CollectConfig
+from flows.engine import Engine
 from flows.errors import ConfigError
 from flows.progress import TerminalProgress
 from relax.errors import RelaxError
@@ -316,14 +317,17 @@ def test_the_list_shows_calculations(
     assert "no calculations are completed" in capsys.readouterr().out
 
 
-def test_the_flow_for_schedules_collects(
+def test_the_pipeline_of_schedules_collects(
     database_url: str, awaited: dict[str, Outcome | Exception]
 ) -> None:
     awaited["job-0"] = Outcome("failed", reason="VASP crashed")
-    assert _flow(database_url) == {"failed": 1, "running": 2}
+    assert pipeline.collect(CollectConfig(database=database_url), Engine()) == {
+        "failed": 1,
+        "running": 2,
+    }
 
 
-def test_the_flow_of_schedules_and_loops_goes_on_without_atomate2_and_tells_it_once(
+def test_the_pipeline_of_schedules_and_loops_goes_on_without_atomate2_and_tells_it_once(
     database_url: str,
     awaited: dict[str, Outcome | Exception],
     monkeypatch: pytest.MonkeyPatch,
@@ -334,18 +338,9 @@ def test_the_flow_of_schedules_and_loops_goes_on_without_atomate2_and_tells_it_o
     monkeypatch.setattr("flows.dft_makers.require_atomate2", missing)
     screen = io.StringIO()
     with TerminalProgress(Console(file=screen, width=200)).running():
-        assert _flow(database_url) == {"running": 3}
+        assert pipeline.collect(CollectConfig(database=database_url), Engine()) == {"running": 3}
     told = "dft collect: 3 × local could not be asked (ConfigError: needs atomate2)"
     assert screen.getvalue().splitlines() == [told]
-
-
-def _flow(url: str) -> dict[str, int]:
-    from prefect.logging import disable_run_logger
-
-    from flows.dft import collect
-
-    with disable_run_logger():
-        return collect.fn(CollectConfig(database=url))
 
 
 def test_settings_are_part_of_what_makes_two_calculations_one() -> None:

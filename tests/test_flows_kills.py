@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from db import queries
-from db.models import Campaign, Candidate, Judgement, Ranking
+from db.models import Candidate, Judgement, Ranking
 from db.session import Database, open_database
-from flows.settings import CampaignConfig
 from tests.db_kinds import KINDS
 from tests.db_support import url_of
 from tests.flows_support import (
-    discover_until_commit,
     relaxations,
     run_stages,
-    run_until_commit,
     table,
     tiny_checkpoint,
     tiny_config,
 )
-
-NEVER = -1
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.warm"])
+from tests.kill_support import begin, each_once, ended
 
 
 @pytest.fixture(scope="module")
@@ -43,32 +33,6 @@ def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     url = f"sqlite:///{tmp_path_factory.mktemp('undisturbed') / 'mine.db'}"
     run_stages(tiny_config(checkpoint, url))
     return table(open_database(url))
-
-
-def begin(config: CampaignConfig, last: int = NEVER) -> ForkServerProcess:
-    """Start a process that runs the campaign and is killed after its `last`-th commit."""
-    process = FORKS.Process(target=run_until_commit, args=(config.model_dump_json(), last))
-    process.start()
-    return process
-
-
-def ended(process: ForkServerProcess) -> bool:
-    """Wait for its end; tell whether it had done all, rather than been killed."""
-    process.join(300)
-    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-    return process.exitcode == 0
-
-
-def each_once(database: Database) -> None:
-    """Check that there is one campaign, complete, and that nothing in it is there twice."""
-    with database.session(write=False) as session:
-        (campaign,) = session.scalars(select(Campaign)).all()
-        assert campaign.finished_at is not None
-        counts = queries.table_counts(session)
-        assert set(session.scalars(select(Candidate.lease_owner))) == {None}
-    assert (counts["batch"], counts["provenance"]) == (2, 4)
-    assert counts["relaxation"] == len(relaxations(database)) <= counts["candidate"] <= 4
-    assert counts["stability"] <= counts["relaxation"]
 
 
 def test_killed_again_and_again_a_campaign_ends_as_if_undisturbed(
@@ -99,27 +63,6 @@ def test_two_processes_run_one_campaign(
     each_once(database)
     with database.session(write=False) as session:
         assert set(session.scalars(select(Candidate.fence))) <= {0, 1}, "one was lent twice"
-    database.close()
-
-
-@pytest.mark.parametrize(
-    ("moment", "last"), [("before_commit", 9), ("after_commit", 9), ("after_commit", 14)]
-)
-def test_what_prefect_knows_does_not_matter(
-    checkpoint: Path, tmp_path: Path, undisturbed: list[Any], moment: str, last: int
-) -> None:
-    config = tiny_config(checkpoint, f"sqlite:///{tmp_path / 'mine.db'}")
-    settings = config.model_dump_json()
-    ends = []
-    for end in (last, NEVER):
-        arguments = settings, moment, end, str(tmp_path.parent)
-        process = FORKS.Process(target=discover_until_commit, args=arguments)
-        process.start()
-        ends.append(ended(process))
-    assert ends == [False, True]
-    database = open_database(config.database)
-    assert table(database) == undisturbed
-    each_once(database)
     database.close()
 
 

@@ -15,12 +15,13 @@ import pytest
 from db import queries, training
 from db.errors import FilterError
 from db.session import open_database
-from flows import gate, loop_plot, loop_round, stage_retrain, training_set
+from flows import loop_plot, loop_round, pipeline, stage_retrain, training_set
 from flows.commands.retrain import _check_loop
 from flows.dft_settings import SubmitConfig
+from flows.engine import Engine
 from flows.errors import ConfigError
 from flows.loop_round import plan, results
-from flows.retrain_settings import LoopConfig, RetrainConfig
+from flows.retrain_settings import LoopConfig
 from relax.errors import RelaxError
 from tests.flows_support import environment, run_stages, symmbfn, tiny_loop
 
@@ -31,19 +32,7 @@ def config(tmp_path: Path) -> LoopConfig:
 
 
 def _run(config: LoopConfig) -> None:
-    """What the flow does, without Prefect."""
-    for number in range(1, config.rounds + 1):
-        this = plan(config, number)
-        run_stages(this.campaign)
-        if this.retraining is not None:
-            _retrain(this.retraining)
-
-
-def _retrain(config: RetrainConfig) -> None:
-    checkpoint = stage_retrain.train(config, training_set.freeze(config))
-    for sample in gate.fresh_samples(config, checkpoint):
-        run_stages(sample)
-    gate.decide(config, checkpoint)
+    pipeline.loop(config, Engine())
 
 
 def test_each_round_draws_from_what_the_one_before_promoted(

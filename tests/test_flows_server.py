@@ -1,27 +1,16 @@
-"""Prefect's part: the temporary server, the deployments, and what a run shows on the page."""
+"""Prefect's part: commands by a named server, deployments, and what a run shows on the page."""
 
 from __future__ import annotations
 
 import base64
-import os
-import shutil
-import signal
-import socket
-import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-import httpx
 import pytest
-import yaml
 
 from db import queries, training
 from db.session import open_database
@@ -31,46 +20,18 @@ from flows.loop_round import plan
 from flows.outcome import Outcome
 from flows.report_svg import hull_histogram
 from flows.settings import CampaignConfig, ThresholdSettings
-from tests.flows_support import environment, tiny_checkpoint, tiny_config, tiny_loop
-
-ROOT = Path(__file__).parents[1]
-PREFECT_YAML = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-
-PROGRAM = """
-import time
-from flows import server
-server.set_environment()
-one = server.TemporaryServer()
-one.wait()
-print(one._process.pid, one.folder.name, flush=True)
-time.sleep(600)
-"""
-
-
-def test_the_server_ends_with_a_killed_command(tmp_path: Path) -> None:
-    command = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert command.stdout is not None
-        number, folder = command.stdout.readline().split()  # it answered
-        server = int(number)
-        assert Path(f"/proc/{server}").exists()
-        assert (Path(folder) / "prefect.db").exists()
-        assert not (tmp_path / "prefect").exists()  # Prefect's home, which other commands share
-    finally:
-        command.send_signal(signal.SIGKILL)
-        command.communicate()
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{server}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    gone = not Path(f"/proc/{server}").exists()
-    if not gone:
-        os.kill(server, signal.SIGKILL)
-    assert gone and not Path(folder).exists()
+from tests.flows_support import (
+    KNOWN,
+    discover_until_commit,
+    environment,
+    run_stages,
+    table,
+    tiny_checkpoint,
+    tiny_config,
+    tiny_loop,
+)
+from tests.kill_support import FORKS, NEVER, each_once, ended
+from tests.prefect_support import PREFECT_YAML, ROOT, Server, serving, until, working
 
 
 def test_a_campaign_file_and_the_parameters_of_a_deployment_are_one_model() -> None:
@@ -106,133 +67,75 @@ def test_the_page_shows_the_funnel_the_best_and_a_picture_that_needs_no_other_fi
     assert ".metastable { fill" in (drawn[0].text or "")
 
 
-TABLES = """
-import sqlite3
-from flows import server
-server.set_environment()
-one = server.TemporaryServer()
-one.wait()
-rows = sqlite3.connect(one.folder.name + "/prefect.db").execute("SELECT name FROM flow").fetchall()
-print(*(name for name, in rows))
-one.stop()
-"""
-
-
-def test_its_tables_are_made_once_and_kept(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    env = environment(tmp_path) | {"XDG_CACHE_HOME": str(cache)}
-
-    def flows_there() -> str:
-        return subprocess.run(
-            [sys.executable, "-c", TABLES], env=env, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    assert flows_there() == ""
-    (kept,) = (cache / "symmbfn").iterdir()
-    with closing(sqlite3.connect(kept)) as database, database:
-        database.execute("INSERT INTO flow (name) VALUES ('seen')")
-    assert flows_there() == "seen"
-    kept.write_bytes(b"no database")
-    assert flows_there() == ""
-    assert kept.read_bytes()[:6] == b"SQLite"
-    shutil.rmtree(cache)
-    cache.touch()  # no folder can be made there
-    assert flows_there() == ""
-
-
-@contextmanager
-def running(*arguments: str, env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `prefect` with these arguments in the background within the block."""
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
-            cwd=ROOT,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def until(condition: Any, seconds: float) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(1)
-
-
-@dataclass(frozen=True)
-class Server:
-    """A Prefect server on this machine, and its commands."""
-
-    env: dict[str, str]
-    log: Path
-
-    def prefect(self, *arguments: str) -> None:
-        """Run one and let it succeed."""
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def deploy(self, deployments: list[dict[str, Any]]) -> None:
-        """Deploy as `prefect.yaml` does, with other parameters or schedules."""
-        file = self.log.with_name("prefect.yaml")
-        file.write_text(yaml.safe_dump({**PREFECT_YAML, "deployments": deployments}))
-        self.prefect("work-pool", "create", "symmbfn", "--type", "process")
-        self.prefect("deploy", "--all", "--prefect-file", str(file))
-
-    def ask(self, what: str) -> list[dict[str, Any]]:
-        """Return all flow runs, or artifacts."""
-        address = f"{self.env['PREFECT_API_URL']}/{what}/filter"
-        found: list[dict[str, Any]] = httpx.post(
-            address, json={}, trust_env=False, timeout=60
-        ).json()
-        return found
-
-    def states(self) -> list[str]:
-        """Return the states of all flow runs."""
-        return [run["state_name"] for run in self.ask("flow_runs")]
-
-    def answers(self) -> bool:
-        """Whether it is up."""
-        try:
-            address = f"{self.env['PREFECT_API_URL']}/health"
-            return httpx.get(address, trust_env=False).is_success
-        except httpx.TransportError:
-            return False
-
-
-@contextmanager
-def serving(folder: Path, database: str) -> Iterator[Server]:
-    """Run a server within the block; it must not tell of errors."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    env = {
-        **environment(folder),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "SYMMBFN_DB": database,
-    }
-    server = Server(env, folder / "server.log")
-    with running("server", "start", "--port", str(port), env=env, log=server.log):
-        until(server.answers, 300)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that several tests use."""
+    folder = tmp_path_factory.mktemp("server")
+    with serving(folder, f"sqlite:///{folder / 'unused.db'}") as server:
         yield server
-    assert "Error" not in server.log.read_text(encoding="utf-8")
 
 
-def working(server: Server) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    """Run a worker within the block."""
-    log = server.log.with_name("worker.log")
-    return running("worker", "start", "--pool", "symmbfn", env=server.env, log=log)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_a_command_runs_by_the_server_that_is_named(
+    server: Server, checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(
+        f'n = 2\nsteps = 3\ncheckpoint = "{checkpoint}"\nreference = "{checkpoint / KNOWN}"\n'
+        "workers = 0\nrelaxation = { max_steps = 5, fmax = 0.3 }\n"
+    )
+    before = server.states()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "discover", str(file), "--db", "sqlite:///mine.db"],
+        cwd=tmp_path,
+        env=server.env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert server.states() == [*before, "Completed"]
+    assert {"funnel", "best-candidates"} <= {one["key"] for one in server.ask("artifacts")}
+
+
+def test_a_named_server_that_does_not_answer_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path) | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "discover", "--checkpoint", str(checkpoint), "-n", "1"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "http://127.0.0.1:9/api does not answer" in done.stderr
+    assert "unset PREFECT_API_URL" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("moment", "last"), [("before_commit", 9), ("after_commit", 9), ("after_commit", 14)]
+)
+def test_killed_it_does_not_matter_what_prefect_knows(
+    server: Server, checkpoint: Path, tmp_path: Path, moment: str, last: int
+) -> None:
+    alone = tiny_config(checkpoint, f"sqlite:///{tmp_path / 'alone.db'}")
+    run_stages(alone)
+    config = tiny_config(checkpoint, f"sqlite:///{tmp_path / 'mine.db'}")
+    settings = config.model_dump_json()
+    ends = []
+    for end in (last, NEVER):
+        arguments = settings, moment, end, server.env["PREFECT_API_URL"]
+        process = FORKS.Process(target=discover_until_commit, args=arguments)
+        process.start()
+        ends.append(ended(process))
+    assert ends == [False, True]
+    database = open_database(config.database)
+    assert table(database) == table(open_database(alone.database))
+    each_once(database)
+    database.close()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from db.session import Database
+    from flows.engine import Engine
     from flows.progress import TerminalProgress
     from flows.settings import CampaignConfig, FileSettings
 
@@ -303,27 +304,27 @@ def terminal_progress() -> Iterator[TerminalProgress]:
         yield progress
 
 
-def run_flow[C](
-    config: C, check: Callable[[C], None], load: Callable[[], Callable[[C], int]]
+def run_pipeline[C](
+    config: C,
+    check: Callable[[C], None],
+    load: Callable[[], Callable[[C, Engine], int]],
+    *,
+    on_cluster: bool = False,
 ) -> int:
-    """Run a Prefect flow; its server starts while the inputs are checked and models imported.
+    """Run a pipeline of `flows/pipeline.py`: by Prefect where a server of it is named, or here.
 
     Args:
-        config: What the flow is given.
+        config: What it is given.
         check: Raises if something that the settings name is not right.
-        load: Imports the flow, and with it Prefect.
+        load: Imports it.
+        on_cluster: As for `flows.engine.chosen`.
     """
-    from flows import inputs, server
-
     with terminal_progress() as progress:
         progress.stage("start", None)
-        server.set_environment()
-        with server.starting() as temporary:
-            check(config)
-            inputs.warm_up()
-            flow = load()
-            with server.ready(temporary):
-                return flow(config)
+        from flows import engine
+
+        check(config)
+        return engine.chosen(on_cluster=on_cluster).part(load(), config)
 
 
 def write_text(path: Path, text: str) -> None:

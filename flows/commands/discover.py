@@ -11,6 +11,7 @@ import typer
 from flows.commands import common
 
 if TYPE_CHECKING:
+    from flows.engine import Engine
     from flows.outcome import Outcome
     from flows.settings import CampaignConfig
 
@@ -127,7 +128,9 @@ def discover(
             "database": database,
         },
     )
-    campaign = common.run_flow(settings, _check, _flow)
+    campaign = common.run_pipeline(
+        settings, _check, _pipeline, on_cluster=settings.dask is not None
+    )
     from db.session import open_database
     from flows.outcome import outcome
 
@@ -151,8 +154,8 @@ def _check(settings: CampaignConfig) -> None:
     open_database(settings.database)
 
 
-def _flow() -> Callable[[CampaignConfig], int]:
-    from flows.campaign import discover
+def _pipeline() -> Callable[[CampaignConfig, Engine], int]:
+    from flows.pipeline import discover
 
     return discover
 

@@ -22,7 +22,7 @@ def potentials(as_json: common.JsonOption = False) -> None:
     """List the potentials: energy scheme, weights here or how to get them, elements covered.
 
     A file of MACE weights, or a TOML file that names an ASE calculator, is a potential, too: give
-    its path, of weights with several heads FILE.model#HEAD. NAME@float64 computes in that precision.
+    its path; FILE.model#HEAD of weights with several heads. NAME@float64 is another precision.
     """
     from relax.potentials import list_potentials
 

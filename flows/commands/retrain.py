@@ -14,6 +14,7 @@ from flows.errors import ConfigError
 
 if TYPE_CHECKING:
     from db.training import Made
+    from flows.engine import Engine
     from flows.loop_round import Result
     from flows.retrain_settings import LoopConfig, RetrainConfig
     from flows.settings import CampaignConfig
@@ -110,7 +111,9 @@ def retrain(
         "campaign": {"potential": potential, "workers": workers, "database": database},
     }
     settings = common.read_settings(RetrainConfig, config, given)
-    identifier = common.run_flow(settings, _check_retraining, _retrain_flow)
+    identifier = common.run_pipeline(
+        settings, _check_retraining, _retrain, on_cluster=settings.campaign.dask is not None
+    )
     from db.session import open_database
 
     with open_database(settings.campaign.database).session(write=False) as session:
@@ -249,7 +252,7 @@ def loop(
 
     given = {"rounds": rounds, "campaign": {"workers": workers, "database": database}}
     settings = common.read_settings(LoopConfig, config, given)
-    common.run_flow(settings, _check_loop, _loop_flow)
+    common.run_pipeline(settings, _check_loop, _loop, on_cluster=settings.campaign.dask is not None)
     from flows.loop_round import results
 
     found = results(settings)
@@ -297,13 +300,13 @@ def _check_campaign(campaign: CampaignConfig, checkpoint: str) -> None:
     inputs.check(campaign.model_copy(update={"checkpoint": checkpoint}))
 
 
-def _retrain_flow() -> Callable[[RetrainConfig], int]:
-    from flows.retrain import retrain
+def _retrain() -> Callable[[RetrainConfig, Engine], int]:
+    from flows.pipeline import retrain
 
     return retrain
 
 
-def _loop_flow() -> Callable[[LoopConfig], int]:
-    from flows.loop import loop
+def _loop() -> Callable[[LoopConfig, Engine], int]:
+    from flows.pipeline import loop
 
     return loop
