@@ -109,7 +109,7 @@ def _by_structure_matcher(known: list[Structure], new: list[Structure]) -> np.nd
     return np.array(
         [
             not any(
-                matcher.fit(one, structure)
+                matcher.fit(structure, one)
                 for one in buckets[reduced_formula(structure.composition)]
                 if 1 / VOLUME_TOLERANCE
                 <= one.volume / len(one) / (structure.volume / len(structure))

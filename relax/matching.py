@@ -182,8 +182,9 @@ class CellReference(Reference):
         bucket = self._cells.of_formula(cell.formula)
         if not bucket:
             return False
-        own = Matcher.of(cell)
-        return bool(match_pairs([Matcher(known) for known in bucket], [own] * len(bucket)).any())
+        own = [Matcher.of(cell)] * len(bucket)
+        # Few answers depend on the order; this is MatterGen's.
+        return bool(match_pairs(own, [Matcher(known) for known in bucket]).any())
 
 
 class IndexReference(Reference):
