@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -156,9 +157,15 @@ class RemoteRunner(Runner):
     name = "jobflow-remote"
 
     def __init__(self, project: str | None) -> None:
-        """Take the name of a project; None is the user's default."""
+        """Take the name of a project; None is the user's default, which is kept by its name."""
         _require("jobflow_remote", "jobflow-remote")
-        self.location = project
+        from jobflow_remote import ConfigManager
+        from jobflow_remote.config.base import ConfigError as ProjectError
+
+        try:
+            self.location: str = ConfigManager().get_project(project).name
+        except ProjectError as error:
+            raise ConfigError(f"jobflow-remote: {one_line(error)}; see docs/dft.md") from error
 
     @cached_property
     def _controller(self) -> Any:
@@ -179,7 +186,8 @@ class RemoteRunner(Runner):
             return Outcome("unknown")
         state = flows[0].state.value
         if state in ("FAILED", "STOPPED"):
-            return Outcome("failed", reason=f"{state} in jobflow-remote: `jf job info {job_id}`")
+            ask = f"jf -p {self.location} flow info -j {job_id}"  # any of its jobs may have failed
+            return Outcome("failed", reason=f"{state} in jobflow-remote: `{ask}`")
         if state != "COMPLETED":
             return Outcome("running")
         return _finished(self._controller.jobstore, job_id)
@@ -198,9 +206,10 @@ class FireworksRunner(Runner):
 
     @cached_property
     def _launchpad(self) -> Any:
-        from fireworks import LaunchPad
+        with redirect_stdout(sys.stderr):  # where it logs from now on; standard output is ours
+            from fireworks import LaunchPad
 
-        return LaunchPad.auto_load()
+            return LaunchPad.auto_load()
 
     def submit(self, flow: Flow) -> None:
         """Add a workflow; jobs write to the job store of `~/.jobflow.yaml`."""
