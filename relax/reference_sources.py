@@ -117,7 +117,7 @@ def _ask_mp(elements: Sequence[str]) -> tuple[str, list[Any]]:
         from mp_api.client import MPRester
     except ImportError as error:
         raise RelaxError(
-            "Materials Project: the client is not installed; `uv sync --extra mp`"
+            f"Materials Project: its client cannot be had ({error}); `uv sync --extra mp`"
         ) from error
     try:
         with _connect(MPRester, key) as client:
