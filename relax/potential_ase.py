@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,14 +116,15 @@ class _Configured:
     """The keys of a TOML file that names an ASE calculator.
 
     Attributes:
-        calculator: Where it is, `module:class or function`.
-        arguments: Given to it by name.
+        calculator: Where it is, `module:class`, `module:function` or `module:class.method`.
+        arguments: Given to it by name; "{weights}" in them is the path of `weights`.
         device_argument: Name of the argument that takes the torch device, if there is one.
         energy_scheme: See `PotentialInfo`.
         elements: Symbols; empty for all.
         dtype: That it computes in.
-        weights: File of its weights, from the TOML file's folder; only its SHA-256 is used, so it
-            is named again in `arguments` where the calculator takes it.
+        weights: File of its weights, from the TOML file's folder; its SHA-256 is kept with every
+            energy.
+        weights_from: Where to get them, for whoever lacks them.
         python: Interpreter of the environment that has it, from the TOML file's folder.
     """
 
@@ -133,7 +135,12 @@ class _Configured:
     elements: list[str] = field(default_factory=list)
     dtype: str = "float32"
     weights: str = ""
+    weights_from: str = ""
     python: str = ""
+
+    def path_of_weights(self, folder: Path) -> Path | None:
+        """Return where the weights are, or would be; None where there is no such file."""
+        return _absolute(folder / Path(self.weights).expanduser()) if self.weights else None
 
 
 def configured_source(path: Path, energy_scheme: str | None = None) -> Source:
@@ -182,19 +189,20 @@ def _read(path: Path) -> _Configured:
 
 
 def _info(path: Path, table: _Configured) -> PotentialInfo:
-    weights = path.parent / Path(table.weights).expanduser() if table.weights else None
+    weights = table.path_of_weights(path.parent)
     here = weights is None or weights.is_file()
     sha256 = sha256_of(weights) if weights is not None and here else None
     # What decides the energies is in the name, so that another setting is another potential.
     what = f"{table.calculator} {sorted(table.arguments.items())} {sha256}"
     name = f"{path.stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    source = f", from {table.weights_from}" if table.weights_from else ""
     return PotentialInfo(
         name=name,
         energy_scheme=table.energy_scheme or f"self-consistent:{name}",
         dtype=table.dtype,
         weights_sha256=sha256,
         available=here,
-        how_to_get="" if here else f"put its weights at {weights}",
+        how_to_get="" if here else f"put its weights at {weights}{source}",
         elements=frozenset(table.elements) or _ALL_ELEMENTS,
     )
 
@@ -208,14 +216,23 @@ def _load(
     if python is not None and _absolute(Path(sys.executable)) != python:
         return PotentialElsewhere(str(path), info, device)
     module, _, name = table.calculator.partition(":")
-    arguments = dict(table.arguments)
+    arguments = _with_weights(table.arguments, str(table.path_of_weights(path.parent)))
     if table.device_argument:
         arguments[table.device_argument] = device
     try:
-        made = getattr(import_module(module), name)(**arguments)
+        made = attrgetter(name)(import_module(module))(**arguments)
     except Exception as error:  # whatever a package dislikes of its import or its arguments
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise RelaxError(
             f"{path}: cannot make {table.calculator} with {sys.executable} ({reason:.200})"
         ) from error
     return AsePotential(made, info)
+
+
+def _with_weights(value: Any, weights: str) -> Any:
+    """Put the path of the weights wherever `{weights}` stands."""
+    if isinstance(value, dict):
+        return {key: _with_weights(one, weights) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_weights(one, weights) for one in value]
+    return weights if value == "{weights}" else value

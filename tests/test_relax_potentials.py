@@ -338,6 +338,25 @@ def test_any_ase_calculator_is_a_potential_by_a_toml_file(tmp_path):
     assert scheme.energy_scheme == "pbe-u-raw"
 
 
+def test_a_method_may_make_the_calculator_and_is_given_the_path_of_the_weights(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "has_a_factory.py").write_text(
+        "from pathlib import Path\n"
+        "from ase.calculators.emt import EMT\n"
+        "class Made(EMT):\n"
+        "    @classmethod\n"
+        "    def of(cls, files):\n"
+        "        assert Path(files['one'][0]).read_text() == 'weights'\n"
+        "        return cls()\n"
+    )
+    (tmp_path / "my.pt").write_text("weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = {"weights": "my.pt", "arguments": {"files": {"one": ["{weights}"]}}}
+    path = write_toml(tmp_path, calculator="has_a_factory:Made.of", **keys)
+    assert type(potentials.load(str(path)).calculator()).__name__ == "Made"
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
@@ -347,7 +366,7 @@ def test_any_ase_calculator_is_a_potential_by_a_toml_file(tmp_path):
         ({"elements": "Cu"}, "elements: list, not 'Cu'"),
         ({"calculator": "no.such:EMT"}, "No module named 'no'"),
         ({"calculator": "ase.calculators.emt:NONE"}, "cannot make ase.calculators.emt:NONE"),
-        ({"weights": "none.pt"}, "put its weights at"),
+        ({"weights": "none.pt", "weights_from": "its authors"}, "none.pt, from its authors"),
         ({"python": "none/bin/python"}, "is no file; make its environment"),
     ],
 )
