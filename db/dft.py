@@ -109,7 +109,7 @@ def wanted(
         stable: threshold that ``uncertain`` means, eV/atom above the hull.
         resubmit: take those whose calculation failed, instead of those that have none.
         campaign_id: only what this campaign drew, by its own verdicts; what of it was submitted
-            before then counts towards the limit.
+            before then counts towards the limit, unless it is to be submitted again.
 
     Raises:
         FilterError: when the filter is not understood.
@@ -121,7 +121,8 @@ def wanted(
     campaign = None
     if campaign_id is not None:
         campaign = session.get_one(Campaign, campaign_id)
-        limit = max(limit - _submitted_of(session, campaign_id, code, settings), 0)
+        if not resubmit:
+            limit = max(limit - _submitted_of(session, campaign_id, code, settings), 0)
     rows = candidate_rows(
         Relaxation.id,
         Candidate.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from symmbfn.errors import SymmBFNError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 app = typer.Typer(
     name="symmbfn",
@@ -37,10 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.warnoptions:  # the libraries' warnings are for developers
         warnings.simplefilter("ignore")
         os.environ["PYTHONWARNINGS"] = "ignore"
+    signal.signal(signal.SIGTERM, _end)
     code = run(arguments)
     if "triton" not in sys.modules:  # which would then tell of leaks
         gc.freeze()  # else Python looks through all of torch once more before it ends: a second
     sys.exit(code)
+
+
+def _end(*_: object) -> None:
+    """End as after Ctrl-C: leases are given back, worker processes closed."""
+    sys.exit(TERMINATED)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

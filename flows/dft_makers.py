@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Code = Literal["vasp", "cp2k"]
 Workflow = Literal["relax", "static"]
+Policy = Literal["stable", "uncertain", "quarantined"]
+RunnerName = Literal["local", "jobflow-remote", "fireworks"]
 
 GTH_POTENTIAL, FUNCTIONAL = "GTH-PBE", "PBE"
 _PROGRAMS = {"VASP": "vasp_std", "CP2K": "cp2k.psmp"}

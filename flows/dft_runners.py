@@ -15,13 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from flows.dft_makers import RunnerName
 from flows.errors import ConfigError
 from flows.settings import one_line
 
 if TYPE_CHECKING:
     from jobflow import Flow, JobStore
 
-RUNNERS = ("local", "jobflow-remote", "fireworks")
 INCOMPLETE = "a job before the last one did not converge or stopped the workflow"
 
 
@@ -44,11 +44,11 @@ class Runner(ABC):
     """One way to run jobs, and to ask what became of them.
 
     Attributes:
-        name: One of `RUNNERS`.
+        name: See `RunnerName`.
         location: What `open_runner` finds the jobs by later; stored with each calculation.
     """
 
-    name: str
+    name: RunnerName
     location: str | None
 
     def prepare(self, job_id: str) -> None:
@@ -68,7 +68,7 @@ def open_runner(name: str, location: str | None) -> Runner:
     """Return a runner.
 
     Args:
-        name: One of `RUNNERS`.
+        name: See `RunnerName`.
         location: The folder of `local`; the project of `jobflow-remote`, None for its default.
 
     Raises:

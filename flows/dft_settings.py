@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.dft_makers import Cp2kSettings, VaspSettings
+from flows.dft_makers import Code, Cp2kSettings, Policy, RunnerName, VaspSettings, Workflow
 from flows.settings import FileSettings, ThresholdSettings
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ class CollectConfig(BaseModel):
 class SubmitConfig(FileSettings):
     """What is computed, by what and where; also `[dft]` in the file of a loop."""
 
-    code: Literal["vasp", "cp2k"] = Field(default="vasp", description="What computes.")
-    workflow: Literal["relax", "static"] = Field(
+    code: Code = Field(default="vasp", description="What computes.")
+    workflow: Workflow = Field(
         default="relax", description="Relax and then compute, or only compute."
     )
-    policy: Literal["stable", "uncertain", "quarantined"] | None = Field(
-        default="stable", description="Which crystals first; None: the lowest above their hull."
+    policy: Policy | None = Field(
+        default=None,
+        description="Which crystals first, of each kind one; None: the lowest above their hull, in "
+        'a loop "stable".',
     )
     filter: str | None = Field(
         default=None,
@@ -51,7 +53,7 @@ class SubmitConfig(FileSettings):
         description="Only what this campaign drew; what of it was submitted before then counts "
         "towards the limit.",
     )
-    runner: Literal["local", "jobflow-remote", "fireworks"] = Field(
+    runner: RunnerName = Field(
         default="local", description="What runs the jobs; local: here, until all are done."
     )
     folder: str | None = Field(

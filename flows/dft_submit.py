@@ -17,17 +17,6 @@ from flows.settings import ThresholdSettings, one_line
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which crystals to compute: see `db.dft.wanted`."""
-
-    limit: int
-    filter: str | None = None
-    policy: str | None = None
-    resubmit: bool = False
-    campaign: str | None = None
-
-
-@dataclass(frozen=True)
 class Handed:
     """A crystal that was handed to a runner, or why it could not be."""
 
@@ -37,44 +26,36 @@ class Handed:
     error: str | None = None
 
 
-def submit_as_set(config: SubmitConfig) -> list[Handed]:
-    """Do what the settings say.
+def submit(config: SubmitConfig, runner: Runner | None = None) -> list[Handed]:
+    """Hand crystals to a runner; one that cannot be never stops the others.
+
+    Args:
+        config: Which crystals, and what is computed of them.
+        runner: None: the one that the settings name, which must be set up.
 
     Raises:
         ConfigError: atomate2, the code or the runner's package is not installed or set up.
         DatabaseError: There is no such database or campaign.
         FilterError: The filter is not understood.
     """
-    choice = Choice(config.limit, config.filter, config.policy, config.resubmit, config.campaign)
-    database = open_database(config.database, create=False)
-    return submit(database, config.calculation, config.open_runner(), choice)
-
-
-def submit(
-    database: Database, settings: DftSettings, runner: Runner, choice: Choice
-) -> list[Handed]:
-    """Hand crystals to a runner; one that cannot be never stops the others.
-
-    Raises:
-        ConfigError: atomate2 or the runner's package is not installed, or not set up.
-        FilterError: The filter is not understood.
-    """
     dft_makers.require_atomate2()
+    calculation = config.calculation
+    runner = runner or config.open_runner()
+    database = open_database(config.database, create=False)
     with database.session(write=False) as session:
+        campaign = config.campaign
         wanted = dft.wanted(
             session,
-            settings.code,
-            dft_makers.document(settings),
-            limit=choice.limit,
-            filter=choice.filter,
-            policy=choice.policy,
+            calculation.code,
+            dft_makers.document(calculation),
+            limit=config.limit,
+            filter=config.filter,
+            policy=config.policy,
             stable=ThresholdSettings().stable,
-            resubmit=choice.resubmit,
-            campaign_id=None
-            if choice.campaign is None
-            else queries.campaign_id(session, choice.campaign),
+            resubmit=config.resubmit,
+            campaign_id=None if campaign is None else queries.campaign_id(session, campaign),
         )
-    return list(_hand_over(database, settings, runner, wanted))
+    return list(_hand_over(database, calculation, runner, wanted))
 
 
 def _hand_over(

@@ -48,7 +48,11 @@ def plan(config: LoopConfig, number: int) -> Round:
         }
     )
     submission = config.dft and config.dft.model_copy(
-        update={"database": campaign.database, "campaign": key}
+        update={
+            "database": campaign.database,
+            "campaign": key,
+            "policy": config.dft.policy or "stable",
+        }
     )
     collection = CollectConfig(
         database=campaign.database, hull=config.dft_hull, thresholds=campaign.thresholds

@@ -42,7 +42,7 @@ def discover(config: CampaignConfig, engine: Engine) -> int:
     """
     config = engine.step(checkpoints.resolved, config)
     left = [] if config.seed is not None else engine.step(stage_generate.unfinished_seeds, config)
-    own = config.with_run_seed(engine.run_id)
+    own = config.with_run_seed(engine.new_run_id())
     for seed in left:
         if seed != own.seed:
             _campaign(config.model_copy(update={"seed": seed}), engine)
@@ -81,7 +81,7 @@ def retrain(config: RetrainConfig, engine: Engine) -> int:
     frozen = engine.step(training_set.freeze, config)
     checkpoint = engine.step(stage_retrain.train, config, frozen)
     for sample in engine.step(gate.fresh_samples, config, checkpoint):
-        engine.part(discover, sample)
+        engine.run(discover, sample)
     engine.step(gate.decide, config, checkpoint)
     return checkpoint
 
@@ -101,14 +101,14 @@ def loop(config: LoopConfig, engine: Engine) -> int:
     """
     for number in range(1, config.rounds + 1):
         this = engine.step(loop_round.plan, config, number)
-        engine.part(discover, this.campaign)
+        engine.run(discover, this.campaign)
         if this.submission is not None:
-            engine.part(submit, this.submission)
-        engine.part(collect, this.collection)
+            engine.run(submit, this.submission)
+        engine.run(collect, this.collection)
         if engine.step(loop_round.is_narrow, config, number):
             return number
         if this.retraining is not None:
-            engine.part(retrain, this.retraining)
+            engine.run(retrain, this.retraining)
     return config.rounds
 
 
@@ -124,7 +124,7 @@ def submit(config: SubmitConfig, engine: Engine) -> int:
     Returns:
         How many were handed over.
     """
-    handed = dft_submit.submit_as_set(config)
+    handed = engine.step(dft_submit.submit, config)
     failed = Counter(one.error for one in handed if one.error is not None)
     for why, count in failed.items():
         engine.warn(f"dft submit: {count} × {why}")
@@ -134,8 +134,8 @@ def submit(config: SubmitConfig, engine: Engine) -> int:
 def collect(config: CollectConfig, engine: Engine) -> dict[str, int]:
     """Collect the results of density-functional calculations, and judge them.
 
-    What is collected is not collected again, so that it may run as often as one likes. What went
-    wrong is told and ends nothing, neither the schedule nor a loop.
+    What is collected is not collected again, so that it may run as often as one likes. A
+    calculation or queue that went wrong is told and ends nothing, neither the schedule nor a loop.
 
     Args:
         config: Which database and hull.
@@ -144,7 +144,7 @@ def collect(config: CollectConfig, engine: Engine) -> dict[str, int]:
     Returns:
         How many were `completed`, `failed`, `running` and `judged`.
     """
-    found = dft_collect.collect(config)
+    found = engine.step(dft_collect.collect, config)
     reasons = Counter(why for _, why in [*found.failures, *found.notes])
     for why, count in reasons.items():
         engine.warn(f"dft collect: {count} × {why}")

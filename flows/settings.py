@@ -296,7 +296,7 @@ class CampaignConfig(FileSettings):
         default=0,
         ge=0,
         lt=2**63,
-        description="The same seed gives the same crystals. None, for schedules: each flow run "
+        description="The same seed gives the same crystals. None, for schedules: each run "
         "has its own.",
     )
     checkpoint: str = Field(
@@ -401,7 +401,7 @@ class CampaignConfig(FileSettings):
         return f"discover-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def with_run_seed(self, run_id: str) -> CampaignConfig:
-        """Return self, or a copy whose missing seed follows from the flow run's id."""
+        """Return self, or a copy whose missing seed follows from the id of the run."""
         if self.seed is not None:
             return self
         return self.model_copy(update={"seed": derived_seed(run_id) % 2**31})

@@ -1,4 +1,4 @@
-"""Prefect as the engine: steps are its tasks, pipelines its flows; only numbers travel."""
+"""Prefect as the engine: steps are its tasks, pipelines its flows; no structures travel."""
 
 from __future__ import annotations
 
@@ -47,19 +47,20 @@ _FLOWS = {
 
 
 class PrefectEngine(Engine):
-    """Runs each step as a task and each part as a flow of its own."""
+    """Runs each step as a task and each pipeline as a flow."""
 
-    @property
-    def run_id(self) -> str:
-        """Of the flow run; its retries keep it."""
-        return flow_run.get_id() or ""
+    def new_run_id(self) -> str:
+        """Return that of the flow run; its retries keep it."""
+        run = flow_run.get_id()
+        assert run is not None, "outside of a flow run"
+        return run
 
     def step[**P, R](self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a step as a task."""
         result: R = as_task(function)(*args, **kwargs)
         return result
 
-    def part[C, R](self, pipeline: Callable[[C, Engine], R], config: C) -> R:
+    def run[C, R](self, pipeline: Callable[[C, Engine], R], config: C) -> R:
         """Run a pipeline as its flow."""
         name = pipeline.__name__
         result: R = getattr(import_module(_FLOWS[name]), name)(config)
@@ -91,11 +92,11 @@ def as_task(function: Callable[..., Any]) -> Any:
     return task(
         retries=len(RETRY_DELAYS),
         retry_delay_seconds=list(RETRY_DELAYS),
-        retry_condition_fn=_may_do_better,
+        retry_condition_fn=_retry_condition,
         cache_policy=NO_CACHE,
         **_OPTIONS.get(function, {}),
     )(function)
 
 
-def _may_do_better(task: Any, task_run: Any, state: Any) -> bool:
+def _retry_condition(task: Any, task_run: Any, state: Any) -> bool:
     return is_transient(state.result(raise_on_failure=False))

@@ -115,12 +115,11 @@ class MaceModel:
 def unfit(model: Any, head: str = "") -> str:
     """Tell why a model, or this head of it, gives no energies of crystals; empty where it does."""
     if type(model).__name__ not in ("MACE", "ScaleShiftMACE"):
-        return f"a {type(model).__name__}"
+        return f"a {type(model).__name__}, no MACE of energies of crystals"
     if hasattr(model, "joint_embedding"):
-        return "a MACE that asks for charges, spins or fields"
+        return "a MACE that asks for charges, spins or fields, not of crystals alone"
     if _head(model, head) is None:
-        heads = ", ".join(_heads(model))
-        return f"a MACE without head {head!r}: {heads}" if head else f"a MACE of the heads {heads}"
+        return f"of its heads {', '.join(_heads(model))} name one as FILE.model#HEAD"
     return ""
 
 

@@ -274,9 +274,7 @@ def _read(
                 "mace-torch"
             ) from error
         if why := unfit(model, head):
-            raise RelaxError(
-                f"{path}: {why}; give one of energies of crystals, of several heads as {path}#HEAD"
-            )
+            raise RelaxError(f"{path}: {why}")
         elements = frozenset(chemical_symbols[number] for number in numbers)
         info = replace(info, dtype=dtype, elements=elements)
         return MacePotential(MaceModel(model, dtype, device, head), info)

@@ -231,8 +231,12 @@ def _file_source(name_or_path: str, energy_scheme: str | None) -> Source:
         from relax.potential_ase import configured_source
 
         return configured_source(path, energy_scheme)
-    file, _, head = name_or_path.partition("#")
+    file, _, head = name_or_path.rpartition("#")
+    if path.is_file() or not file:
+        file, head = name_or_path, ""
     path = Path(file).expanduser()
+    if path.is_file() and path.suffix == ".toml":
+        raise RelaxError(f"potential {name_or_path!r}: #{head} is for MACE weights; leave it out")
     if path.is_file():
         from relax.potential_mace import file_source
 

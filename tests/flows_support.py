@@ -105,7 +105,7 @@ def environment(home: Path) -> dict[str, str]:
     return {
         **kept,
         "HOME": str(home),
-        "XDG_CACHE_HOME": str(home.parent / "cache"),  # Prefect's tables are made once, not often
+        "XDG_CACHE_HOME": str(home.parent / "cache"),  # matplotlib lists the fonts once, not often
         "PREFECT_HOME": str(home / "prefect"),
         "OMP_NUM_THREADS": "1",
     }
@@ -198,10 +198,10 @@ def discover_until_commit(settings: str, moment: str, last: int, server: str) ->
     """
     os.environ["PREFECT_API_URL"] = server
     from flows import pipeline
-    from flows.engine import chosen
+    from flows.engine import choose_engine
 
     _killed_at(moment, last)
-    chosen().part(pipeline.discover, CampaignConfig.model_validate_json(settings))
+    choose_engine().run(pipeline.discover, CampaignConfig.model_validate_json(settings))
 
 
 def _killed_at(moment: str, last: int) -> None:

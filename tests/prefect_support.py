@@ -94,7 +94,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, database: str) -> Iterator[Server]:
-    """Run a server within the block; it must not tell of errors."""
+    """Run a server within the block; it must not tell of errors but the one of docs/schedule.md."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -109,7 +109,8 @@ def serving(folder: Path, database: str) -> Iterator[Server]:
     with running("server", "start", "--port", str(port), env=env, log=server.log):
         until(server.answers, 300)
         yield server
-    assert "Error" not in server.log.read_text(encoding="utf-8")
+    told = server.log.read_text(encoding="utf-8").splitlines()
+    assert [one for one in told if "Error" in one and "task_run_recorder" not in one] == []
 
 
 def working(server: Server) -> AbstractContextManager[subprocess.Popen[bytes]]:

@@ -75,6 +75,9 @@ def test_what_a_campaign_submitted_before_counts_towards_its_limit(database: Dat
         assert choose(session, limit=2) == ["NaCl", "MgO"]
         assert choose(session, limit=1, campaign_id=own) == []
         assert names(dft.wanted(session, "cp2k", SETTINGS, limit=1, campaign_id=own)) == ["Li2O2"]
+        dft.fail(session, "job-0", "crashed")
+        assert choose(session, limit=1, campaign_id=own) == []
+        assert choose(session, limit=1, campaign_id=own, resubmit=True) == ["Li2O2"]
 
 
 def test_policies_choose_and_order(database: Database) -> None:

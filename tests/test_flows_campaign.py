@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 from pymatgen.core.composition import Composition
 from pymatgen.core.structure import Structure
 from sqlalchemy import select
@@ -30,7 +31,7 @@ from flows import progress
 from flows.assess import assess, limit_of, place
 from flows.cli import run
 from flows.commands.discover import _show
-from flows.engine import Engine, is_transient
+from flows.engine import Engine, choose_engine, is_transient
 from flows.errors import ConfigError
 from flows.inputs import check, load_hull, load_reference
 from flows.leases import free_dead, worker_name
@@ -209,6 +210,34 @@ def killed_when(config: Any, ready: Callable[[Database], bool]) -> None:
         process.wait()
 
 
+def test_told_to_end_a_command_gives_back_what_it_held(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(
+        f'n = 4\nsteps = 3\ncheckpoint = "{checkpoint}"\nreference = "{checkpoint / KNOWN}"\n'
+        "workers = 1\nrelaxation = { fmax = 1e-6, max_steps = 100000 }\n"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "discover", str(file), "--db", url(tmp_path)],
+        env=environment(tmp_path),
+    )
+    database = open_database(url(tmp_path))
+
+    def held() -> list[str]:
+        with database.session(write=False) as session:
+            owners = session.scalars(select(Candidate.lease_owner))
+            return [one for one in owners if one is not None]
+
+    try:
+        deadline = time.monotonic() + 120
+        while not held():
+            assert command.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        command.terminate()
+        assert command.wait(60) == 143 and held() == []
+    finally:
+        command.kill()
+
+
 def test_after_a_kill_in_the_relaxation_the_rest_is_done_and_nothing_twice(
     checkpoint: Path, tmp_path: Path, undisturbed: Database
 ) -> None:
@@ -310,7 +339,22 @@ def test_a_database_that_stays_locked_is_told(
             batch_row(session, 1, 1)
         with database.session(write=False) as session:
             assert len(session.scalars(select(Relaxation)).all()) == 1
-    assert is_transient(told.value) and not is_transient(ConfigError("bad"))
+    assert is_transient(told.value)
+
+
+def test_what_will_not_do_better_is_not_tried_again() -> None:
+    lost = sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("connection refused"))
+    twice = sqlalchemy.exc.IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
+    assert is_transient(lost) and is_transient(ConnectionError()) and is_transient(OSError("full"))
+    assert not any(map(is_transient, [twice, ConfigError("bad"), PermissionError()]))
+
+
+def test_a_cluster_without_prefect_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    config = tiny_config(checkpoint, url(tmp_path), dask={"jobs": 2})
+    with pytest.raises(ConfigError, match="set PREFECT_API_URL, see docs"):
+        choose_engine(config.dask)
+    with pytest.raises(ConfigError, match="only Prefect shares work on a cluster"):
+        run_stages(config)
 
 
 def test_a_step_is_tried_again_where_that_may_help(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from flows.cli import run
 from flows.dft_makers import Cp2kSettings, VaspSettings, document
 from flows.dft_results import UnusableError, check_same, read
 from flows.dft_runners import LocalRunner, Outcome, Runner
-from flows.dft_settings import CollectConfig
+from flows.dft_settings import CollectConfig, SubmitConfig
 from flows.engine import Engine
 from flows.errors import ConfigError
 from flows.progress import TerminalProgress
@@ -196,7 +196,7 @@ def test_local_jobs_of_another_machine_are_awaited_and_never_lost(
 
 
 def test_a_job_leaves_its_trace_before_it_is_noted(
-    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with database.session() as session:
         filled(session)
@@ -211,7 +211,7 @@ def test_a_job_leaves_its_trace_before_it_is_noted(
     flow = SimpleNamespace(output=SimpleNamespace(uuid="job-0"))
     monkeypatch.setattr(VaspSettings, "flow", lambda *_: flow)
     monkeypatch.setattr(dft, "submit", note)
-    dft_submit.submit(database, VaspSettings(), runner, dft_submit.Choice(limit=1))
+    dft_submit.submit(SubmitConfig(database=database_url, limit=1), runner)
     assert seen == [True]
 
 
@@ -263,7 +263,7 @@ def test_verdicts_may_come_later_and_only_from_a_hull_of_the_scheme(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["submit"], "give a FILTER, --policy, or both"),
+        (["submit"], "give a FILTER, --policy, --campaign"),
         (["submit", "--policy", "best"], "'best'"),
         (["submit", "--policy", "stable", "--limit", "0"], "--limit"),
         (["submit", "--policy", "stable", "--basis", "SZV"], "basis SZV is for code cp2k"),

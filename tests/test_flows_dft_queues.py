@@ -25,7 +25,8 @@ from db.session import Database
 from flows.cli import run
 from flows.dft_makers import Cp2kSettings, VaspSettings
 from flows.dft_runners import open_runner
-from flows.dft_submit import Choice, submit
+from flows.dft_settings import SubmitConfig
+from flows.dft_submit import submit
 from flows.errors import ConfigError
 from tests.db_support import filled, rocksalt
 from tests.vasp_support import write_job
@@ -213,10 +214,11 @@ def test_a_job_is_looked_for_in_the_project_that_was_the_default_when_it_was_sub
 @ATOMATE2
 @pytest.mark.parametrize("settings", [VaspSettings(), Cp2kSettings()])
 def test_a_queue_takes_the_jobs_of_atomate2(
-    name: str, work: Work, database: Database, settings: VaspSettings | Cp2kSettings
+    name: str, work: Work, database_url: str, settings: VaspSettings | Cp2kSettings
 ) -> None:
     runner = open_runner(name, None)
-    (handed,) = submit(database, settings, runner, Choice(limit=1))
+    config = SubmitConfig(database=database_url, limit=1, code=settings.code)
+    (handed,) = submit(config, runner)
     assert handed.error is None and handed.job_id is not None
     assert runner.outcome(handed.job_id).state == "running"
 

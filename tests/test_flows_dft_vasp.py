@@ -15,10 +15,9 @@ from atomate2.utils.testing.vasp import monkeypatch_vasp
 from db import dft, queries
 from db.session import Database
 from flows.dft_collect import collect
-from flows.dft_makers import VaspSettings
 from flows.dft_runners import LocalRunner
-from flows.dft_settings import CollectConfig
-from flows.dft_submit import Choice, submit
+from flows.dft_settings import CollectConfig, SubmitConfig
+from flows.dft_submit import submit
 from tests import db_support
 from tests.vasp_support import VERSION, write_job
 
@@ -73,9 +72,7 @@ def candidate(database: Database) -> int:
     return number
 
 
-def run(
-    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch, references: Path
-) -> None:
+def run(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, references: Path) -> None:
     """Submit all stable crystals to VASP, whose place is taken by the reference outputs."""
     replayed = monkeypatch_vasp(monkeypatch, references)
     expected = {
@@ -83,7 +80,7 @@ def run(
         "check_inputs": ["incar", "poscar", "potcar"],
     }
     next(replayed)({name: name for name in JOBS}, {name: expected for name in JOBS})
-    handed = submit(database, VaspSettings(), LocalRunner(folder), Choice(limit=5, policy="stable"))
+    handed = submit(SubmitConfig(database=url, limit=5, policy="stable"), LocalRunner(folder))
     assert [(one.formula, one.error) for one in handed] == [("FeO", None)]
     replayed.close()
 
@@ -102,7 +99,7 @@ def test_a_replayed_calculation_is_corrected_and_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     replay(tmp_path / "references", feo(4.35))
-    run(database, tmp_path / "jobs", monkeypatch, tmp_path / "references")
+    run(database_url, tmp_path / "jobs", monkeypatch, tmp_path / "references")
     config = CollectConfig(database=database_url, hull=mp2020_hull(tmp_path))
     found = collect(config)
     assert (found.failures, found.notes) == ([], [])
@@ -135,7 +132,7 @@ def test_another_u_than_the_materials_project_s_gives_no_verdict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     replay(tmp_path / "references", feo(), u=(4.0, 0.0))
-    run(database, tmp_path / "jobs", monkeypatch, tmp_path / "references")
+    run(database_url, tmp_path / "jobs", monkeypatch, tmp_path / "references")
     found = collect(CollectConfig(database=database_url, hull=mp2020_hull(tmp_path)))
     assert found.counts == {"completed": 1}
     ((name, why),) = found.notes
@@ -156,7 +153,7 @@ def test_a_failing_calculation_is_no_label_and_can_be_submitted_again(
     replay(tmp_path / "references", feo())
     (tmp_path / "references" / JOBS[1] / "outputs" / "vasprun.xml").write_text("<modeling>")
     before = os.getcwd()
-    run(database, tmp_path / "jobs", monkeypatch, tmp_path / "references")
+    run(database_url, tmp_path / "jobs", monkeypatch, tmp_path / "references")
     assert os.getcwd() == before
     found = collect(CollectConfig(database=database_url))
     assert found.counts == {"failed": 1} and found.failures[0][0] == f"sbfn-{candidate}"

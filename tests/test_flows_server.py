@@ -16,6 +16,7 @@ from db import queries, training
 from db.session import open_database
 from flows import artifacts
 from flows.campaign import discover
+from flows.errors import ConfigError
 from flows.loop_round import plan
 from flows.outcome import Outcome
 from flows.report_svg import hull_histogram
@@ -80,25 +81,43 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
+@pytest.mark.parametrize("by", ["environment", "profile"])
 def test_a_command_runs_by_the_server_that_is_named(
-    server: Server, checkpoint: Path, tmp_path: Path
+    server: Server, checkpoint: Path, tmp_path: Path, by: str
 ) -> None:
+    env = environment(tmp_path) | {"PREFECT_API_URL": server.env["PREFECT_API_URL"]}
+    if by == "profile":
+        profile = (
+            f'active = "ours"\n[profiles.ours]\nPREFECT_API_URL = "{env.pop("PREFECT_API_URL")}"'
+        )
+        (tmp_path / "prefect").mkdir()
+        (tmp_path / "prefect" / "profiles.toml").write_text(profile)
     file = tmp_path / "tiny.toml"
     file.write_text(
         f'n = 2\nsteps = 3\ncheckpoint = "{checkpoint}"\nreference = "{checkpoint / KNOWN}"\n'
         "workers = 0\nrelaxation = { max_steps = 5, fmax = 0.3 }\n"
     )
-    before = server.states()
+    before = {run["id"] for run in server.ask("flow_runs")}
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "discover", str(file), "--db", "sqlite:///mine.db"],
         cwd=tmp_path,
-        env=server.env,
+        env=env,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert server.states() == [*before, "Completed"]
-    assert {"funnel", "best-candidates"} <= {one["key"] for one in server.ask("artifacts")}
+    assert "|" not in done.stderr  # of Prefect's log
+    (run,) = [one for one in server.ask("flow_runs") if one["id"] not in before]
+    assert run["state_name"] == "Completed"
+    artifacts = [one for one in server.ask("artifacts") if one["flow_run_id"] == run["id"]]
+    assert {"funnel", "best-candidates"} <= {one["key"] for one in artifacts}
+
+    def tasks() -> dict[str, list[str]]:
+        found = [one for one in server.ask("task_runs") if one["flow_run_id"] == run["id"]]
+        return {one["name"]: one["tags"] for one in found}
+
+    until(lambda: "generate-0" in tasks(), 60)  # Prefect writes them down later
+    assert tasks()["generate-0"] == ["symmbfn-generate"]
 
 
 def test_a_named_server_that_does_not_answer_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
@@ -113,6 +132,37 @@ def test_a_named_server_that_does_not_answer_is_one_line(checkpoint: Path, tmp_p
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "http://127.0.0.1:9/api does not answer" in done.stderr
     assert "unset PREFECT_API_URL" in done.stderr
+
+
+def test_prefect_tries_a_step_again_and_a_run_keeps_its_id(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import tasks
+
+    monkeypatch.setattr(tasks, "RETRY_DELAYS", (0, 0, 0))
+    ends: list[Exception | None] = [OSError("gone"), None, ConfigError("bad")]
+    ids = []
+
+    def step() -> str:
+        end = ends.pop(0)
+        if end is not None:
+            raise end
+        return "done"
+
+    @flow(retries=1)
+    def steps() -> str:
+        engine = tasks.PrefectEngine()
+        ids.append(engine.new_run_id())
+        if len(ids) == 1:
+            assert engine.step(step) == "done" and len(ends) == 1
+        return engine.step(step) if ends else "done"
+
+    with temporary_settings(updates={PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
+        assert steps() == "done"
+    assert not ends and ids == [ids[0]] * 2
 
 
 @pytest.mark.parametrize(

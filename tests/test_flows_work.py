@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from tests.flows_support import (
     tiny_checkpoint,
     tiny_config,
 )
+from tests.prefect_support import serving
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +286,14 @@ def test_a_dask_cluster_relaxes_what_one_process_does(checkpoint: Path, tmp_path
         "[dask]\njobs = 2\noptions = { threads_per_worker = 1, dashboard_address = '' }\n",
         encoding="utf-8",
     )
-    done = symmbfn("discover", str(file), home=tmp_path, timeout=900)
+    with serving(tmp_path, urls[1]) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "discover", str(file)],
+            cwd=tmp_path,
+            env=server.env,
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, done.stderr
     databases = [open_database(url) for url in urls]
     assert table(databases[0]) == table(databases[1])

@@ -456,7 +456,7 @@ def test_mace_gives_the_numbers_of_its_own_calculator(small_mace, dtype, within)
     [
         ("PolarMACE", {}, "a PolarMACE"),
         ("ScaleShiftMACE", {"joint_embedding": 1}, "asks for charges, spins or fields"),
-        ("ScaleShiftMACE", {"heads": ["pbe", "r2scan"]}, "of the heads pbe, r2scan"),
+        ("ScaleShiftMACE", {"heads": ["pbe", "r2scan"]}, "of its heads pbe, r2scan name one"),
         ("ScaleShiftMACE", {"heads": ["pbe", "Default"]}, ""),
         ("MACE", {}, ""),
     ],
@@ -487,7 +487,13 @@ def test_one_of_several_heads_is_asked_for_by_its_name(tmp_path):
         assert ours[1] == pytest.approx(atoms.get_forces(), abs=1e-9)
         energies[head] = ours[0]
     assert energies["pbe"] != pytest.approx(energies["r2scan"])
-    with pytest.raises(RelaxError, match=r"of the heads pbe, r2scan; .* as .*two\.model#HEAD"):
-        potentials.load(str(file))
-    with pytest.raises(RelaxError, match=r"without head 'scan': pbe, r2scan"):
-        potentials.load(f"{file}#scan")
+    for wrong in (str(file), f"{file}#scan"):
+        with pytest.raises(RelaxError, match=r"of its heads pbe, r2scan name one as FILE\.model#"):
+            potentials.load(wrong)
+    numbered = tmp_path / "#1.model"
+    numbered.write_bytes(file.read_bytes())
+    assert potentials.load(f"{numbered}#pbe").info.name.startswith("#1-pbe-")
+    with pytest.raises(RelaxError, match="of its heads"):  # a file, not a head
+        potentials.load(str(numbered))
+    with pytest.raises(RelaxError, match="#pbe is for MACE weights"):
+        potentials.find(f"{write_toml(tmp_path)}#pbe")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from db.session import Database
     from flows.engine import Engine
     from flows.progress import TerminalProgress
-    from flows.settings import CampaignConfig, FileSettings
+    from flows.settings import CampaignConfig, DaskSettings, FileSettings
 
 DatabaseOption = Annotated[
     str | None,
@@ -308,8 +308,7 @@ def run_pipeline[C](
     config: C,
     check: Callable[[C], None],
     load: Callable[[], Callable[[C, Engine], int]],
-    *,
-    on_cluster: bool = False,
+    dask: DaskSettings | None,
 ) -> int:
     """Run a pipeline of `flows/pipeline.py`: by Prefect where a server of it is named, or here.
 
@@ -317,14 +316,14 @@ def run_pipeline[C](
         config: What it is given.
         check: Raises if something that the settings name is not right.
         load: Imports it.
-        on_cluster: As for `flows.engine.chosen`.
+        dask: The cluster that is to share the relaxations.
     """
     with terminal_progress() as progress:
         progress.stage("start", None)
-        from flows import engine
+        from flows.engine import choose_engine
 
         check(config)
-        return engine.chosen(on_cluster=on_cluster).part(load(), config)
+        return choose_engine(dask).run(load(), config)
 
 
 def write_text(path: Path, text: str) -> None:

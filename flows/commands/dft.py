@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flows.commands import common
 from flows.commands.query import FILTER_HELP
+from flows.dft_makers import Code, Policy, RunnerName, Workflow
 from flows.errors import ConfigError
 
-Code = Literal["vasp", "cp2k"]
-RunnerName = Literal["local", "jobflow-remote", "fireworks"]
-Policy = Literal["stable", "uncertain", "quarantined"]
-Workflow = Literal["relax", "static"]
 State = Literal["submitted", "completed", "failed"]
+
+if TYPE_CHECKING:
+    from flows.dft_settings import SubmitConfig
 
 app = typer.Typer()
 dft = typer.Typer(
@@ -91,7 +91,7 @@ def submit(
     twice; results come in with `symmbfn dft collect`.
     """
     if filter is None and policy is None and campaign is None and not resubmit:
-        raise ConfigError("which crystals? give a FILTER, --policy, or both")
+        raise ConfigError("which crystals? give a FILTER, --policy, --campaign, or several of them")
     from flows.dft_settings import SubmitConfig
 
     settings = SubmitConfig.build(
@@ -114,10 +114,10 @@ def submit(
     )
     common.existing_database(database)
 
-    from flows.dft_submit import submit_as_set
+    from flows.dft_submit import submit as run
 
     with common.terminal_progress():
-        handed = submit_as_set(settings)
+        handed = run(settings)
     if as_json:
         common.print_json([vars(one) for one in handed])
         return
@@ -127,13 +127,14 @@ def submit(
             [[one.material_id, one.formula, one.job_id, one.error] for one in handed],
         )
     done = sum(one.error is None for one in handed)
-    print(f"{done} submitted" + ("; next: symmbfn dft collect" if done else _nothing(resubmit)))
+    print(f"{done} submitted" + ("; next: symmbfn dft collect" if done else _nothing(settings)))
 
 
-def _nothing(resubmit: bool) -> str:
-    if resubmit:
+def _nothing(settings: SubmitConfig) -> str:
+    if settings.resubmit:
         return ": no calculation with these settings failed"
-    return ": no relaxed crystal matches, or all that do were submitted before"
+    spent = f", or its {settings.limit} were submitted before" if settings.campaign else ""
+    return f": no relaxed crystal matches, or all that do were submitted before{spent}"
 
 
 @dft.command(epilog="Example: symmbfn dft collect --hull mp2020")

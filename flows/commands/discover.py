@@ -128,9 +128,7 @@ def discover(
             "database": database,
         },
     )
-    campaign = common.run_pipeline(
-        settings, _check, _pipeline, on_cluster=settings.dask is not None
-    )
+    campaign = common.run_pipeline(settings, _check, _pipeline, settings.dask)
     from db.session import open_database
     from flows.outcome import outcome
 

@@ -111,9 +111,7 @@ def retrain(
         "campaign": {"potential": potential, "workers": workers, "database": database},
     }
     settings = common.read_settings(RetrainConfig, config, given)
-    identifier = common.run_pipeline(
-        settings, _check_retraining, _retrain, on_cluster=settings.campaign.dask is not None
-    )
+    identifier = common.run_pipeline(settings, _check_retraining, _retrain, settings.campaign.dask)
     from db.session import open_database
 
     with open_database(settings.campaign.database).session(write=False) as session:
@@ -252,7 +250,7 @@ def loop(
 
     given = {"rounds": rounds, "campaign": {"workers": workers, "database": database}}
     settings = common.read_settings(LoopConfig, config, given)
-    common.run_pipeline(settings, _check_loop, _loop, on_cluster=settings.campaign.dask is not None)
+    common.run_pipeline(settings, _check_loop, _loop, settings.campaign.dask)
     from flows.loop_round import results
 
     found = results(settings)
