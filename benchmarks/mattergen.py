@@ -235,7 +235,7 @@ def compare(arguments: argparse.Namespace) -> None:
                 causes.append(_of_energy(ours, row, columns["above"][row]))
             for name, others in (("unique", named[:row]), ("novel", known)):
                 if name in names:
-                    pairs = [_of_pair(structures[row], alike, *other) for other in others]
+                    pairs = [_of_pair(name, structures[row], alike, *other) for other in others]
                     causes += [cause for cause in pairs if cause] or [("unexplained", name)]
             tally.update({cause for cause, _ in causes})
             for cause, numbers in causes:
@@ -285,11 +285,12 @@ def _of_energy(ours: Columns, row: int, above: float) -> tuple[str, str]:
 
 
 def _of_pair(
-    new: Structure, alike: list[str], name: str, other: Structure
+    verdict: str, new: Structure, alike: list[str], name: str, other: Structure
 ) -> tuple[str, str] | None:
     """Tell why a pair is one crystal here and two there, or the reverse; None where it is neither.
 
     Args:
+        verdict: `novel`, for which the new one comes first here, too, or `unique`, for which last.
         new: Asked about.
         alike: Elements that may share sites there, as `Ir-Si`.
         name: Of the other.
@@ -299,11 +300,12 @@ def _of_pair(
 
     if new.reduced_formula != other.reduced_formula:
         return None
-    here, plain, turned = matches(other, new), PLAIN.fit(new, other), PLAIN.fit(other, new)
+    here = matches(new, other) if verdict == "novel" else matches(other, new)
+    plain, turned = PLAIN.fit(new, other), PLAIN.fit(other, new)
     mixed = _mixed(new, alike)
     if here == (plain or (bool(alike) and ALLOYS.fit(mixed, other))):
         return None
-    if here == turned != plain:  # here the other one comes first
+    if here == turned != plain:
         orders = [("crystal, other", new, other), ("other, crystal", other, new)]
         fit, unfit = orders if plain else reversed(orders)
         far = _farthest(PLAIN, *fit[1:])
