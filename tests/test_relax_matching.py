@@ -196,6 +196,17 @@ def test_verdicts_are_those_of_structure_matcher(name):
     assert True in seen
 
 
+def test_where_the_order_decides_the_new_crystal_is_asked_about_the_known_one():
+    one, other = (
+        Structure(Lattice.from_parameters(*cell), ["Cu"], [[0, 0, 0]])
+        for cell in [(4.3, 3.0, 3.4, 85.2, 82.7, 67.1), (4.1, 2.7, 3.5, 82.8, 77.0, 72.4)]
+    )
+    matcher = StructureMatcher()
+    assert not matcher.fit(one, other) and matcher.fit(other, one)
+    assert Reference.from_structures([one]).novel([other]).tolist() == [False]
+    assert Reference.from_structures([other]).novel([one]).tolist() == [True]
+
+
 def test_pairs_compared_at_once_are_as_pairs_compared_one_by_one():
     random = np.random.default_rng(1)
     cells = [make(name).get_primitive_structure() for name in FAMILIES]
