@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
@@ -102,9 +101,8 @@ def open_database(url: str | None = None, *, create: bool = True) -> Database:
             one of a newer schema, which is left untouched.
     """
     place = _parse_url(url or os.environ.get("SYMMBFN_DB") or DEFAULT_URL)
-    file = _sqlite_file(place)
-    if file is not None:
-        _check_file(file, create)
+    if place.get_backend_name() == "sqlite":
+        _check_file(_sqlite_file(place), create)
     engine = _create_engine(place)
     database = Database(engine)
     with _translated(database.url):
@@ -136,10 +134,12 @@ def _without_password(text: str) -> str:
     return scheme + separator + rest.rpartition("@")[2] if separator else text
 
 
-def _sqlite_file(url: URL) -> Path | None:
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
-        return None
-    return Path(url.database)
+def _sqlite_file(url: URL) -> Path:
+    if url.database in (None, "", ":memory:"):
+        raise DatabaseError(
+            f"{url} is a database in memory, which ends with the command: write sqlite:///file.db"
+        )
+    return Path(url.database or "")
 
 
 def _check_file(file: Path, create: bool) -> None:
@@ -162,6 +162,8 @@ def _check_file(file: Path, create: bool) -> None:
         raise DatabaseError(
             f"{file} cannot be read ({error.strerror}): check its access"
         ) from error
+    if not header and not create:
+        raise DatabaseError(f"{file} is empty, no database: name another with --db")
     if header and header != b"SQLite format 3\0":
         raise SchemaError(f"{file} is not a SQLite database: name another file with --db")
     if header:
@@ -185,8 +187,7 @@ def _create_engine(url: URL) -> Engine:
             raise DatabaseError(
                 "PostgreSQL needs the psycopg package: install it with `uv sync --extra postgresql`"
             ) from error
-    pool: dict[str, Any] = {} if _sqlite_file(url) is None else {"poolclass": NullPool}
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **pool)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, poolclass=NullPool)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

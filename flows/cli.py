@@ -57,6 +57,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name; None: those of the process.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if "" in given:  # which a path would take for the working folder
+        before = given[max(given.index("") - 1, 0)]
+        return _complain(f"after {before!r} stands an empty argument; leave it out, or name one")
     command = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="symmbfn", standalone_mode=False)
@@ -82,7 +86,7 @@ def _usage(error: TyperException) -> str:
     """Say a usage error and where to read on."""
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "symmbfn"
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace(": Value error, ", ": ")
     return f"{message}; see `{where} --help`"
 
 

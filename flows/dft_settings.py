@@ -46,7 +46,7 @@ class SubmitConfig(FileSettings):
         default=None,
         description="Which crystals at all, in the language of `symmbfn candidates`.",
     )
-    limit: int = Field(default=10, ge=1, description="Budget: at most so many crystals.")
+    limit: int = Field(default=10, ge=1, le=10**9, description="Budget: at most so many crystals.")
     resubmit: bool = Field(default=False, description="Those that failed or were lost, once more.")
     campaign: str | None = Field(
         default=None,

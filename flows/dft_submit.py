@@ -40,7 +40,6 @@ def submit(config: SubmitConfig, runner: Runner | None = None) -> list[Handed]:
     """
     dft_makers.require_atomate2()
     calculation = config.calculation
-    runner = runner or config.open_runner()
     database = open_database(config.database, create=False)
     with database.session(write=False) as session:
         campaign = config.campaign
@@ -55,6 +54,7 @@ def submit(config: SubmitConfig, runner: Runner | None = None) -> list[Handed]:
             resubmit=config.resubmit,
             campaign_id=None if campaign is None else queries.campaign_id(session, campaign),
         )
+    runner = runner or config.open_runner()
     return list(_hand_over(database, calculation, runner, wanted))
 
 

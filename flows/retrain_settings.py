@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,7 +16,9 @@ PROMOTED = "promoted"
 class GateSettings(FileSettings):
     """How much worse than its parent a new checkpoint may look and still be promoted."""
 
-    n: int = Field(default=128, ge=2, description="Crystals of the fresh sample of each.")
+    n: int = Field(
+        default=128, ge=2, le=10_000_000, description="Crystals of the fresh sample of each."
+    )
     loss_margin: float = Field(
         default=0.05, ge=0, description="Held-out loss, nats; training has brought it to about 4.3."
     )
@@ -45,6 +47,8 @@ class GateSettings(FileSettings):
 
 class RetrainConfig(FileSettings):
     """All the settings of one retraining; also the parameter schema of the Prefect flow."""
+
+    example: ClassVar[str] = "the [retrain] table of examples/loop.toml"
 
     filter: str = Field(
         default="is_metastable = TRUE AND is_unique = TRUE",
@@ -138,6 +142,8 @@ class RetrainConfig(FileSettings):
 
 class LoopConfig(FileSettings):
     """All the settings of a loop; also the parameter schema of the Prefect flow."""
+
+    example: ClassVar[str] = "examples/loop.toml"
 
     name: str = Field(
         pattern=r"^\w[\w.:@-]{0,79}$",

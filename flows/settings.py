@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
@@ -252,7 +252,9 @@ class JudgeSettings(_Settings):
 
 
 class FileSettings(_Settings):
-    """Settings that may stand in a file of their own."""
+    """Settings that may stand in a file of their own, such as `example`."""
+
+    example: ClassVar[str] = "examples/campaign.toml"
 
     @classmethod
     def from_toml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -269,7 +271,7 @@ class FileSettings(_Settings):
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(
-                f"{path}: {error.strerror}; give a campaign file such as examples/campaign.toml"
+                f"{path}: {error.strerror}; give a TOML file such as {cls.example}"
             ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not a TOML file: {one_line(error)}") from error
@@ -490,8 +492,12 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     key = ".".join(path)
     if finding["type"] == "extra_forbidden":
         return f"unknown key {key!r}{nearest(path[-1], _keys(model, path[:-1]))}"
+    if finding["type"] == "missing":
+        return f"{key} is missing; give it"
+    if finding["type"] == "string_pattern_mismatch":
+        return f"{key}: write letters, digits and . : @ _ -, at most 100, not {finding['input']!r}"
     message = finding["msg"].removeprefix("Value error, ")
-    if finding["type"] not in {"value_error", "missing"}:
+    if finding["type"] != "value_error":
         message = f"{message[:1].lower()}{message[1:]}, got {finding['input']!r}"
     return f"{key}: {message}" if key else message
 

@@ -1,6 +1,7 @@
 """Conditions on crystals: what may be asked of a checkpoint, and what is drawn under it."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -190,14 +191,16 @@ def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:
 
 def _formula(text: str) -> dict[int, int]:
     """Atoms of each element (0 = H) in the smallest formula unit."""
+    named = set(re.findall("[A-Z][a-z]?", text))
     try:
         composition, _ = Composition(text).get_integer_formula_and_factor()
         counts = Composition(composition).get_el_amt_dict()
         unit = math.gcd(*(round(count) for count in counts.values()))  # pymatgen keeps O2
         formula = {Element(symbol).Z - 1: round(n) // unit for symbol, n in counts.items()}
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, IndexError) as error:
         raise SymmBFNError(f"formula {text!r} cannot be read: write such as LiFePO4") from error
-    if not formula or max(formula) >= NUM_ELEMENTS:
+    # pymatgen leaves out what is there 0 times, and takes deuterium for an element
+    if named != set(counts) or named & {"D", "T"} or max(formula) >= NUM_ELEMENTS:
         raise SymmBFNError(f"formula {text!r} cannot be made: write such as LiFePO4")
     return formula
 

@@ -85,12 +85,19 @@ class CrystalData:
         return len(self.group)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file."""
+        """Write everything to one safetensors file.
+
+        Raises:
+            SymmBFNError: it cannot be written.
+        """
         tensors = {k: v.contiguous() for k, v in vars(self).items() if k != "names"}
         metadata = {"format": FORMAT, "properties": json.dumps(self.names)}
         temporary = Path(f"{path}.tmp")
-        save_file(tensors, str(temporary), metadata)
-        os.replace(temporary, path)
+        try:
+            save_file(tensors, str(temporary), metadata)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            raise SymmBFNError(f"{path} cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "CrystalData":

@@ -104,6 +104,7 @@ def _entries(path: Path) -> Iterator[file_formats.Entry]:
             yield entry
     except (
         OSError,
+        UnicodeDecodeError,
         pa.ArrowException,
         pd.errors.ParserError,
         pd.errors.EmptyDataError,

@@ -244,6 +244,11 @@ def train(
         losses = run.update(data.batch(rows, generator, columns))
         for name in PARTS:
             sums[name] += losses[name].item()
+        if not math.isfinite(sums["loss"]):
+            raise SymmBFNError(
+                f"the loss is no number at step {run.step}: a smaller learning_rate than "
+                f"{config.learning_rate:g} may help; what was written before is kept"
+            )
         count, crystals = count + 1, crystals + len(rows)
         now = time.monotonic()
         run.seconds, clock = run.seconds + now - clock, now

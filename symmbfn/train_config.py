@@ -1,5 +1,6 @@
 """Settings of a training run, and how they are read from a TOML file."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -72,15 +73,22 @@ class TrainConfig:
             raise SymmBFNError(
                 f"freeze is {', '.join(self.freeze)}: it may be one of {', '.join(NETWORKS)}"
             )
-        for name, least in (("batch_size", 1), ("warmup", 1), ("max_steps", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise SymmBFNError(f"{name} is {value}: it must be at least {least}")
+        for name, least, most in (
+            ("batch_size", 1, 1_000_000),
+            ("warmup", 1, 2**31),
+            ("max_steps", 0, 2**63),
+            ("seed", 0, 2**31),
+        ):
+            if (value := getattr(self, name)) is not None and not least <= value <= most:
+                raise SymmBFNError(f"{name} is {value}: it must be from {least} to {most}")
         for name in ("minutes", "clip"):
-            if not getattr(self, name) > 0:
-                raise SymmBFNError(f"{name} is {getattr(self, name)}: it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise SymmBFNError(f"{name} is {getattr(self, name)}: it must be above 0, finite")
         for name in ("learning_rate", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise SymmBFNError(f"{name} is {getattr(self, name)}: it must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SymmBFNError(
+                    f"{name} is {getattr(self, name)}: it must be 0 or above, finite"
+                )
         if not 0 <= self.ema < 1:
             raise SymmBFNError(f"ema is {self.ema}: it must be from 0 to below 1")
 

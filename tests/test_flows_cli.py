@@ -139,11 +139,27 @@ def test_help_imports_nothing_heavy() -> None:
         ),
         (["generate", "-n", "2", "--out", "x.pdf"], "must end in .cif, .extxyz, .jsonl"),
         (["generate", "-n", "2", "--out", "no/x.cif"], "no folder"),
+        (["generate", "-n", "2", "--out", "/proc/x.cif"], "nothing can be written in /proc"),
+        (["generate", "-n", "2", "--out", "/proc", "--force"], "must end in"),
+        (["generate", "-n", "1", "--out", "x.cif", "--formula", "Li0"], "'Li0' cannot be"),
+        (["generate", "-n", "1", "--out", "x.cif", "--formula", "Li0O"], "'Li0O' cannot be"),
+        (["generate", "-n", "1", "--out", "x.cif", "--formula", "DO2"], "'DO2' cannot be"),
+        (
+            ["generate", "-n", "1", "--out", "x.cif", "--property", "a=1", "--property", "a=2"],
+            "--property a is given 2 times",
+        ),
+        (["relax", "", "--out", "x.cif"], "after 'relax' stands an empty argument"),
         (["relax", "nothing.cif", "--out", "x.cif"], "nothing.cif"),
         (["relax", "nothing.cif", "--out", "x.cif", "--potential", "magic"], "'magic'"),
         (["screen", "nothing.cif", "--potential", "magic"], "'magic'"),
         (["candidates"], "symmbfn discover"),
         (["candidates", "--limit", "0"], "--limit"),
+        (["candidates", "--limit", "99999999999999999999"], "--limit"),
+        (["candidates", "--db", "sqlite://"], "a database in memory, which ends with the command"),
+        (["candidates", "--json", "--format", "csv"], "drop one of them"),
+        (["checkpoints", "promote", "99999999999999999999"], "'ID'"),
+        (["retrain", "nothing.toml"], "the [retrain] table of examples/loop.toml"),
+        (["loop", "nothing.toml"], "such as examples/loop.toml"),
         (["candidates", "--format", "xml"], "--format"),
         (["generate", "-n", "1", "--out", "x.cif", "--space-group", "Fm3x"], "such as Fm-3m"),
         (["discover", "-n", "1", "--device", "cuda:99"], "device 'cuda:99' is not to be had here"),
@@ -167,6 +183,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], says: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(arguments, place, capsys, says)
+
+
+def test_a_file_of_other_bytes_or_none(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "bad.csv").write_bytes(b"material_id,cif\n1,\xff\xfe\n")
+    refused(["relax", "bad.csv", "--out", "x.cif"], place, capsys, "bad.csv", "not readable as csv")
+    (place / "empty.db").touch()
+    refused(["candidates", "--db", "sqlite:///empty.db"], place, capsys, "empty.db is empty")
+    (place / "loop.toml").write_text("rounds = 2\n")
+    refused(["loop", "loop.toml"], place, capsys, "loop.toml: name is missing; give it")
+    (place / "folder.cif").mkdir()
+    refused(
+        ["generate", "-n", "1", "--out", "folder.cif"], place, capsys, "is a folder; name a file"
+    )
 
 
 def test_a_wrong_key_in_a_campaign_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

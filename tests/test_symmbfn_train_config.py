@@ -1,5 +1,6 @@
 """Settings of a training run: defaults, a file, what is given; and starting from other weights."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,3 +109,14 @@ def test_only_a_model_that_fits_can_be_started_from(data: CrystalData, tmp_path:
                 TrainConfig(tmp_path / "2", max_steps=1, model=model, start_from=config.out),
                 its_data,
             )
+
+
+def test_a_training_that_diverges_is_no_checkpoint(data: CrystalData, tmp_path: Path) -> None:
+    model = model_config(data, SMALL)
+    config = TrainConfig(tmp_path, max_steps=50, warmup=1, learning_rate=1e30, model=model)
+    with pytest.raises(SymmBFNError, match=r"no number at step \d+: a smaller learning_rate"):
+        train(config, data)
+    assert not (tmp_path / "model.safetensors").exists()
+    for wrong in ({"minutes": math.inf}, {"learning_rate": math.inf}, {"seed": 2**64}):
+        with pytest.raises(SymmBFNError, match="it must be"):
+            TrainConfig(tmp_path, model=model, **wrong)

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from flows.engine import Engine
     from flows.progress import TerminalProgress
     from flows.settings import CampaignConfig, DaskSettings, FileSettings
+
+MOST = 10**9
+"""Of rows, files or crystals that may be asked for."""
 
 DatabaseOption = Annotated[
     str | None,
@@ -158,7 +162,13 @@ def conditions_table(
 def _numbers(texts: Sequence[str] | None, option: str, example: str) -> dict[str, float] | None:
     from flows.settings import parse_number
 
-    return dict(parse_number(text, option, example) for text in texts) if texts else None
+    if not texts:
+        return None
+    pairs = [parse_number(text, option, example) for text in texts]
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ConfigError(f"{option} {name} is given {count} times; give it once")
+    return dict(pairs)
 
 
 def _split(text: str | None) -> list[str] | None:
@@ -267,14 +277,25 @@ def check_output(
     """Refuse a bad output file, named by `option`, before any work is done for it.
 
     Raises:
-        ConfigError: When it has another ending, is there already, or has no folder.
+        ConfigError: When it has another ending, is there already or a folder, or cannot be written.
     """
     if endings and path.suffix.lower() not in endings:
         raise ConfigError(f"{option} {path}: the file must end in {', '.join(endings)}")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder; name a file")
     if path.exists() and not force:
         raise ConfigError(f"{option} {path}: is there already; name another file or add --force")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"{option} {path}: no folder {path.absolute().parent}; make it first")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix="."):
+            pass
+    except OSError as error:
+        folder = path.absolute().parent
+        raise ConfigError(
+            f"{option} {path}: nothing can be written in {folder} ({error.strerror}); check its "
+            "permissions, or name another"
+        ) from error
 
 
 def print_json(value: object) -> None:

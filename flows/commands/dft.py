@@ -55,7 +55,9 @@ def submit(
             "kind of crystal."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Budget: at most so many crystals.")] = 10,
+    limit: Annotated[
+        int, typer.Option(min=1, max=common.MOST, help="Budget: at most so many crystals.")
+    ] = 10,
     workflow: Annotated[
         Workflow, typer.Option(help="Relax and then compute, or only compute.")
     ] = "relax",

@@ -341,7 +341,7 @@ def import_data(
             "computed; may be repeated.",
         ),
     ] = None,
-    symprec: Annotated[float, typer.Option(min=1e-5, help="Symmetry tolerance, A.")] = 0.1,
+    symprec: Annotated[float, typer.Option(min=1e-5, max=1.0, help="Symmetry tolerance, A.")] = 0.1,
     force: common.ForceOption = False,
     as_json: common.JsonOption = False,
 ) -> None:

@@ -56,7 +56,9 @@ def candidates(
     sort: Annotated[
         str | None, typer.Option(help="Field to sort by; -FIELD from the top down.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=common.MOST, help="At most so many rows.")
+    ] = None,
     campaign: Annotated[
         str | None, typer.Option(help="Only what this campaign drew, with its own verdicts.")
     ] = None,
@@ -69,6 +71,8 @@ def candidates(
     Without --campaign a candidate is unique if it was the first of its kind in the database, and
     the newest verdict on it is shown.
     """
+    if as_json and format is TableFormat.CSV:
+        raise ConfigError("--json and --format csv: the output has one form; drop one of them")
     from db import queries
 
     with common.existing_database(database).session(write=False) as session:
@@ -127,7 +131,9 @@ def export(
     filter: Annotated[str, typer.Argument(help=FILTER_HELP)],
     to: Annotated[Path, typer.Option("--to", help="Folder for the files; made if missing.")],
     format: Annotated[ExportFormat, typer.Option(help="Kind of file.")] = ExportFormat.CIF,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many files.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=common.MOST, help="At most so many files.")
+    ] = None,
     force: common.ForceOption = False,
     as_json: common.JsonOption = False,
     database: common.DatabaseOption = None,

@@ -63,6 +63,7 @@ def build(
         float | None,
         typer.Option(
             min=0.0,
+            max=10.0,
             help="Relax those up to so far above the hull, eV/atom, as candidates are. "
             "(default none)",
         ),

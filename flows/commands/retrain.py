@@ -172,7 +172,9 @@ def checkpoints(
 
 @lineage.command(epilog="Example: symmbfn checkpoints promote 1")
 def promote(
-    identifier: Annotated[int, typer.Argument(metavar="ID", help="As `checkpoints` lists it.")],
+    identifier: Annotated[
+        int, typer.Argument(metavar="ID", max=common.MOST, help="As `checkpoints` lists it.")
+    ],
     force: Annotated[bool, typer.Option("--force", help="Also one that was rejected.")] = False,
     database: common.DatabaseOption = None,
 ) -> None:
