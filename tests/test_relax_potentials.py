@@ -6,6 +6,7 @@ import sys
 import venv
 import warnings
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from flows.settings import CampaignConfig
-from relax import contract, potential_chgnet, potentials
+from relax import contract, potential_ase, potential_chgnet, potentials
 from relax.contract import CHECKS
 from relax.errors import RelaxError
 from relax.mace_model import unfit
@@ -26,6 +27,7 @@ from tests.mace_support import mace_of_two_heads, rock_salt, train_small_mace
 from tests.relax_support import TOY_MODULE, add_entry_point
 
 loaded = cache(potentials.load)
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -449,6 +451,26 @@ def test_mace_gives_the_numbers_of_its_own_calculator(small_mace, dtype, within)
                 [atoms.get_potential_energy(), *atoms.get_forces().ravel(), *atoms.get_stress()]
             )
         assert numbers[0] == pytest.approx(numbers[1], abs=within)
+
+
+@pytest.mark.slow  # it compiles
+@pytest.mark.filterwarnings("ignore")
+def test_mace_may_be_compiled_by_a_file(small_mace, tmp_path):
+    arguments = {"model_paths": "{weights}", "default_dtype": "float64", "compile_mode": "default"}
+    keys = {"weights": str(small_mace), "arguments": arguments, "elements": ["Na", "Cl"]}
+    compiled = write_toml(tmp_path, calculator="mace.calculators:MACECalculator", **keys)
+    crystals = [bent(rock_salt(a)) for a in (5.4, 5.9)]
+    config = RelaxConfig(fmax=0.005, workers=1)
+    ends = [relax(crystals, name, config) for name in (str(compiled), str(small_mace))]
+    for one, other in zip(*ends, strict=True):
+        assert one.status == other.status == "converged"
+        assert one.energy_per_atom == pytest.approx(other.energy_per_atom, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["orb", "mattersim", "fairchem", "sevennet", "mace-compiled"])
+def test_the_examples_are_files_of_potentials(name):
+    table = potential_ase._read(EXAMPLES / f"{name}.toml")
+    assert table.weights and ":" in table.calculator
 
 
 @pytest.mark.parametrize(
