@@ -126,7 +126,7 @@ def _parse_url(text: str) -> URL:
             f"{kind!r} is not a kind of database that is supported: "
             "write sqlite:///file.db or postgresql://user@host/name"
         )
-    return url
+    return url.set(drivername="sqlite")
 
 
 def _without_password(text: str) -> str:
@@ -135,11 +135,11 @@ def _without_password(text: str) -> str:
 
 
 def _sqlite_file(url: URL) -> Path:
-    if url.database in (None, "", ":memory:"):
+    if not url.database or ":memory:" in url.database:
         raise DatabaseError(
             f"{url} is a database in memory, which ends with the command: write sqlite:///file.db"
         )
-    return Path(url.database or "")
+    return Path(url.database)
 
 
 def _check_file(file: Path, create: bool) -> None:

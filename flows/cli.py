@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 from typer.exceptions import TyperException
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _end(*_: object) -> None:
     """End as after Ctrl-C: leases are given back, worker processes closed."""
+    _interrupted()
     sys.exit(TERMINATED)
 
 
@@ -58,9 +61,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None: those of the process.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    if "" in given:  # which a path would take for the working folder
-        before = given[max(given.index("") - 1, 0)]
-        return _complain(f"after {before!r} stands an empty argument; leave it out, or name one")
+    for before, one in pairwise(["symmbfn", *given]):  # a path would be the working folder
+        if not one or re.fullmatch(r"--[\w-]+=", one):
+            where = one or f"after {before!r}"
+            return _complain(f"{where}: an empty argument; leave it out, or say what is meant")
     command = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="symmbfn", standalone_mode=False)

@@ -38,9 +38,9 @@ class SubmitConfig(FileSettings):
         default="relax", description="Relax and then compute, or only compute."
     )
     policy: Policy | None = Field(
-        default=None,
-        description="Which crystals first, of each kind one; None: the lowest above their hull, in "
-        'a loop "stable".',
+        default="stable",
+        description="Which crystals first, of each kind one; None: the lowest above their hull, "
+        "suspects and twins too.",
     )
     filter: str | None = Field(
         default=None,
@@ -51,7 +51,7 @@ class SubmitConfig(FileSettings):
     campaign: str | None = Field(
         default=None,
         description="Only what this campaign drew; what of it was submitted before then counts "
-        "towards the limit.",
+        "towards the limit, unless it is to be submitted again.",
     )
     runner: RunnerName = Field(
         default="local", description="What runs the jobs; local: here, until all are done."

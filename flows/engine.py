@@ -13,7 +13,7 @@ from flows.errors import ConfigError
 from flows.settings import CampaignConfig, DaskSettings, one_line
 
 RETRY_DELAYS = 5, 30, 120
-"""Seconds before a step is tried again that failed for want of its database."""
+"""Seconds before a step is tried again that failed for want of a database, disk or network."""
 _QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the log of a run is on its page

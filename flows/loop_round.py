@@ -48,11 +48,7 @@ def plan(config: LoopConfig, number: int) -> Round:
         }
     )
     submission = config.dft and config.dft.model_copy(
-        update={
-            "database": campaign.database,
-            "campaign": key,
-            "policy": config.dft.policy or "stable",
-        }
+        update={"database": campaign.database, "campaign": key}
     )
     collection = CollectConfig(
         database=campaign.database, hull=config.dft_hull, thresholds=campaign.thresholds

@@ -43,6 +43,15 @@ _IN_EVERY_IDENTITY = frozenset(
 )
 
 
+_NAME = "begin with a letter, digit or _, then letters, digits and . : @ _ -, in all at most"
+# What the patterns below and in `flows/retrain_settings.py` mean.
+_RULES = {
+    r"^\w[\w.:@-]{0,99}$": f"{_NAME} 100",
+    r"^\w[\w.:@-]{0,79}$": f"{_NAME} 80",
+    r"^[A-Za-z_][\w.]*\.\w+$": "write module.Class, such as dask_jobqueue.SLURMCluster",
+}
+
+
 class _Settings(BaseModel):
     """Frozen, and strict about names: a misspelt setting must never be ignored."""
 
@@ -495,7 +504,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     if finding["type"] == "missing":
         return f"{key} is missing; give it"
     if finding["type"] == "string_pattern_mismatch":
-        return f"{key}: write letters, digits and . : @ _ -, at most 100, not {finding['input']!r}"
+        return f"{key}: {_RULES[finding['ctx']['pattern']]}, not {finding['input']!r}"
     message = finding["msg"].removeprefix("Value error, ")
     if finding["type"] != "value_error":
         message = f"{message[:1].lower()}{message[1:]}, got {finding['input']!r}"

@@ -31,7 +31,8 @@ def main(pipe: Connection) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, signal.SIG_IGN)  # the parent decides when to stop
     try:
         main(Connection(int(sys.argv[1])))
     except (EOFError, BrokenPipeError, ConnectionResetError):

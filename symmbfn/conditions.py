@@ -192,6 +192,9 @@ def _rules(model: SymmBFN, card: Card, conditions: Conditions) -> Rules:
 def _formula(text: str) -> dict[int, int]:
     """Atoms of each element (0 = H) in the smallest formula unit."""
     named = set(re.findall("[A-Z][a-z]?", text))
+    hydrate = re.search(r"\d\.\d+H2O", text)  # CuSO4.5H2O, which pymatgen takes for O4.5
+    if hydrate or not re.fullmatch(r"(?:[A-Z][a-z]?|[\d.()\[\]\s])+", text):
+        raise SymmBFNError(f"formula {text!r} cannot be read: write such as LiFePO4 or CuSO4(H2O)5")
     try:
         composition, _ = Composition(text).get_integer_formula_and_factor()
         counts = Composition(composition).get_el_amt_dict()

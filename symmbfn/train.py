@@ -84,7 +84,11 @@ class Run:
         self.seconds = 0.0
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step."""
+        """One optimiser step.
+
+        Raises:
+            SymmBFNError: the training has diverged; the weights are those before.
+        """
         config = self.config
         rate = config.learning_rate * self._schedule()
         for group in self.optimizer.param_groups:
@@ -94,7 +98,12 @@ class Run:
         losses = self.model.loss(batch.to(config.device), generator, config.freeze)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if not norm.isfinite():
+            raise SymmBFNError(
+                f"the loss or its slope is no number at step {self.step}: a smaller learning_rate "
+                f"than {config.learning_rate:g} may help; what was written before is kept"
+            )
         self.optimizer.step()
         self.step += 1
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
@@ -214,7 +223,8 @@ def train(
         The checkpoint's folder.
 
     Raises:
-        SymmBFNError: a property is missing from the data, or the resume file is another model's.
+        SymmBFNError: a property is missing from the data, the resume file is another model's, or
+            the training diverges.
     """
     for name in config.model.properties:
         if name not in data.names:
@@ -244,11 +254,6 @@ def train(
         losses = run.update(data.batch(rows, generator, columns))
         for name in PARTS:
             sums[name] += losses[name].item()
-        if not math.isfinite(sums["loss"]):
-            raise SymmBFNError(
-                f"the loss is no number at step {run.step}: a smaller learning_rate than "
-                f"{config.learning_rate:g} may help; what was written before is kept"
-            )
         count, crystals = count + 1, crystals + len(rows)
         now = time.monotonic()
         run.seconds, clock = run.seconds + now - clock, now

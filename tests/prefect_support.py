@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -109,8 +110,8 @@ def serving(folder: Path, database: str) -> Iterator[Server]:
     with running("server", "start", "--port", str(port), env=env, log=server.log):
         until(server.answers, 300)
         yield server
-    told = server.log.read_text(encoding="utf-8").splitlines()
-    assert [one for one in told if "Error" in one and "task_run_recorder" not in one] == []
+    records = re.split(r"^(?=\d\d:\d\d:\d\d)", server.log.read_text(encoding="utf-8"), flags=re.M)
+    assert [one for one in records if "Error" in one and "task_run_recorder" not in one] == []
 
 
 def working(server: Server) -> AbstractContextManager[subprocess.Popen[bytes]]:

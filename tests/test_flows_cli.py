@@ -148,7 +148,11 @@ def test_help_imports_nothing_heavy() -> None:
             ["generate", "-n", "1", "--out", "x.cif", "--property", "a=1", "--property", "a=2"],
             "--property a is given 2 times",
         ),
-        (["relax", "", "--out", "x.cif"], "after 'relax' stands an empty argument"),
+        (["relax", "", "--out", "x.cif"], "after 'relax': an empty argument"),
+        (["", "relax"], "after 'symmbfn': an empty argument"),
+        (["candidates", "--db="], "--db=: an empty argument"),
+        (["discover", "--key", ".x"], "key: begin with a letter, digit or _, then"),
+        (["generate", "-n", "1", "--out", "x.cif", "--formula", "CuSO4.5H2O"], "CuSO4(H2O)5"),
         (["relax", "nothing.cif", "--out", "x.cif"], "nothing.cif"),
         (["relax", "nothing.cif", "--out", "x.cif", "--potential", "magic"], "'magic'"),
         (["screen", "nothing.cif", "--potential", "magic"], "'magic'"),
@@ -156,6 +160,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["candidates", "--limit", "0"], "--limit"),
         (["candidates", "--limit", "99999999999999999999"], "--limit"),
         (["candidates", "--db", "sqlite://"], "a database in memory, which ends with the command"),
+        (["candidates", "--db", "sqlite:///file::memory:?uri=true"], "a database in memory"),
         (["candidates", "--json", "--format", "csv"], "drop one of them"),
         (["checkpoints", "promote", "99999999999999999999"], "'ID'"),
         (["retrain", "nothing.toml"], "the [retrain] table of examples/loop.toml"),
@@ -190,6 +195,10 @@ def test_a_file_of_other_bytes_or_none(place: Path, capsys: pytest.CaptureFixtur
     refused(["relax", "bad.csv", "--out", "x.cif"], place, capsys, "bad.csv", "not readable as csv")
     (place / "empty.db").touch()
     refused(["candidates", "--db", "sqlite:///empty.db"], place, capsys, "empty.db is empty")
+    (place / "dask.toml").write_text('[dask]\ncluster = "LocalCluster"\n')
+    refused(["discover", "dask.toml"], place, capsys, "dask.cluster: write module.Class")
+    (place / "loop.toml").write_text(f"name = '{'x' * 81}'\n")
+    refused(["loop", "loop.toml"], place, capsys, "in all at most 80")
     (place / "loop.toml").write_text("rounds = 2\n")
     refused(["loop", "loop.toml"], place, capsys, "loop.toml: name is missing; give it")
     (place / "folder.cif").mkdir()

@@ -78,7 +78,7 @@ def submit(
         str | None,
         typer.Option(
             help="Only what this campaign drew; what of it was submitted before counts towards "
-            "the limit."
+            "the limit, but not with --resubmit."
         ),
     ] = None,
     project: Annotated[
@@ -134,7 +134,7 @@ def submit(
 
 def _nothing(settings: SubmitConfig) -> str:
     if settings.resubmit:
-        return ": no calculation with these settings failed"
+        return ": no failed calculation with these settings matches"
     spent = f", or its {settings.limit} were submitted before" if settings.campaign else ""
     return f": no relaxed crystal matches, or all that do were submitted before{spent}"
 
