@@ -128,7 +128,10 @@ def build(
         common.print_json(facts)
         return
     print(f"wrote {len(made.formulas)} compositions of scheme {made.energy_scheme} to {out}")
-    told = "without_energy holes_left_out relaxed not_converged relaxed_into_holes"
+    told = (
+        "without_energy compositions_dropped_for_want_of_an_element holes_left_out relaxed "
+        "not_converged relaxed_into_holes"
+    )
     for key in told.split():
         if made.header.get(key, "0") != "0":
             print(f"  {key.replace('_', ' ')}: {made.header[key]}")
