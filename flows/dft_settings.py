@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows import dft_makers, dft_runners
 from flows.dft_makers import Code, Cp2kSettings, Policy, RunnerName, VaspSettings, Workflow
 from flows.settings import FileSettings, ThresholdSettings
 
@@ -106,11 +107,8 @@ class SubmitConfig(FileSettings):
         Raises:
             ConfigError: atomate2, the code or the runner's package is not installed or set up.
         """
-        from flows.dft_makers import require_atomate2
-        from flows.dft_runners import open_runner
-
-        require_atomate2()
+        dft_makers.require_atomate2()
         if self.runner != "local":
-            return open_runner(self.runner, self.project)
+            return dft_runners.open_runner(self.runner, self.project)
         self.calculation.check_here()
-        return open_runner(self.runner, self.folder or "dft-jobs")
+        return dft_runners.open_runner(self.runner, self.folder or "dft-jobs")

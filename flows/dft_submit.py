@@ -38,7 +38,6 @@ def submit(config: SubmitConfig, runner: Runner | None = None) -> list[Handed]:
         DatabaseError: There is no such database or campaign.
         FilterError: The filter is not understood.
     """
-    dft_makers.require_atomate2()
     calculation = config.calculation
     database = open_database(config.database, create=False)
     with database.session(write=False) as session:

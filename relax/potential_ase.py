@@ -216,7 +216,8 @@ def _load(
     if python is not None and _absolute(Path(sys.executable)) != python:
         return PotentialElsewhere(str(path), info, device)
     module, _, name = table.calculator.partition(":")
-    arguments = _with_weights(table.arguments, str(table.path_of_weights(path.parent)))
+    weights = table.path_of_weights(path.parent)
+    arguments = _with_weights(table.arguments, str(weights or "{weights}"))
     if table.device_argument:
         arguments[table.device_argument] = device
     try:

@@ -226,17 +226,18 @@ def _located(name_or_path: str, energy_scheme: str | None) -> tuple[Source, str]
 
 
 def _file_source(name_or_path: str, energy_scheme: str | None) -> Source:
-    path = Path(name_or_path).expanduser()
+    path, head = Path(name_or_path).expanduser(), ""
+    if not path.is_file() and "#" in name_or_path:
+        file, _, head = name_or_path.rpartition("#")
+        path = Path(file).expanduser()
     if path.is_file() and path.suffix == ".toml":
         from relax.potential_ase import configured_source
 
+        if head:
+            raise RelaxError(
+                f"potential {name_or_path!r}: #{head} is for MACE weights; leave it out"
+            )
         return configured_source(path, energy_scheme)
-    file, _, head = name_or_path.rpartition("#")
-    if path.is_file() or not file:
-        file, head = name_or_path, ""
-    path = Path(file).expanduser()
-    if path.is_file() and path.suffix == ".toml":
-        raise RelaxError(f"potential {name_or_path!r}: #{head} is for MACE weights; leave it out")
     if path.is_file():
         from relax.potential_mace import file_source
 

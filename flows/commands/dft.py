@@ -114,7 +114,6 @@ def submit(
         },
         where="command line",
     )
-    common.existing_database(database)
 
     from flows.dft_submit import submit as run
 
